@@ -1,0 +1,110 @@
+"""A dataset folder as its readers see it: numpy and Arrow, no torch."""
+
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from data_prep.content import ItemContent
+from data_prep.events import EventLog
+from data_prep.manifest import Manifest
+from data_prep.records import (
+    ITEMS_FILE,
+    SPLITS,
+    USER_MEMBERS,
+    USERS_FILE,
+    WEIGHTS_DTYPE,
+    WEIGHTS_MEMBER,
+    Split,
+    decode_npy,
+    impressions_file,
+)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The catalogue in memory, and readers for the rest."""
+
+    dir: Path
+    manifest: Manifest
+    items: pa.Table
+    """Row i is the item in row i."""
+    users: pa.Table
+    """Row u is the user in row u."""
+
+    @property
+    def num_items(self) -> int:
+        """Items in the catalogue."""
+        return int(self.items.num_rows)
+
+    @property
+    def num_users(self) -> int:
+        """Users with an event or an impression."""
+        return int(self.users.num_rows)
+
+    def events(self) -> EventLog:
+        """Read the whole event log."""
+        paths = sorted((self.dir / "users").glob("*.tar"))
+        columns: dict[str, list[NDArray[np.generic]]] = {}
+        for path in paths:
+            with tarfile.open(path, "r:") as tar:
+                for member in tar:
+                    file = tar.extractfile(member)
+                    assert file is not None
+                    name = member.name.partition(".")[2]
+                    columns.setdefault(name, []).append(decode_npy(file.read()))
+        if sum(map(len, columns["users.npy"])) != self.num_users:
+            raise ValueError(
+                f"{self.dir}/users: found {sum(map(len, columns['users.npy']))} users in "
+                f"{len(paths)} tars, expected {self.num_users} as in {USERS_FILE}; "
+                "run python -m data_prep verify"
+            )
+        lengths = np.concatenate([np.diff(offsets) for offsets in columns["offsets.npy"]])
+        joined = {
+            name: np.concatenate(columns[name]).astype(dtype, copy=False)
+            for name, dtype in (USER_MEMBERS | {WEIGHTS_MEMBER: WEIGHTS_DTYPE}).items()
+            if name in columns
+        }
+        return EventLog(
+            offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
+            item_rows=joined["items.npy"],
+            times=joined["times.npy"],
+            labels=joined["labels.npy"],
+            weights=joined.get(WEIGHTS_MEMBER),
+        )
+
+    def content(self) -> ItemContent:
+        """Random access to the items' pictures, texts and vectors."""
+        return ItemContent(
+            self.dir,
+            num_items=self.num_items,
+            items_per_shard=self.manifest.counts["items_per_shard"],
+        )
+
+    def impressions(self, split: Split) -> pa.Table:
+        """One split's impressions, ordered by time, user row and item row."""
+        if split not in SPLITS:
+            raise ValueError(f"split: found {split!r}, expected one of {SPLITS}")
+        path = self.dir / impressions_file(split)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{self.dir}: found no impressions ({impressions_file(split)}); map an "
+                "`impressions` table in the settings of python -m data_prep shard"
+            )
+        return pq.read_table(path)
+
+
+def open_dataset(dataset_dir: Path) -> Dataset:
+    """Open a complete dataset folder."""
+    dataset_dir = Path(dataset_dir)
+    manifest = Manifest.load(dataset_dir)
+    return Dataset(
+        dir=dataset_dir,
+        manifest=manifest,
+        items=pq.read_table(dataset_dir / ITEMS_FILE),
+        users=pq.read_table(dataset_dir / USERS_FILE),
+    )

@@ -1,0 +1,120 @@
+"""The dataset folder's table of contents, written last: with it the dataset is complete."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_prep.records import FORMAT, MANIFEST_FILE, SCHEMA_VERSION, FeatureType, replace_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """One file of the dataset."""
+
+    path: str
+    """Relative to the dataset folder, with forward slashes."""
+    bytes: int
+    sha256: str
+    samples: int
+    """Samples in a tar, rows in a table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterCount:
+    """How many rows a step of the relational stage was given and let through."""
+
+    step: str
+    rows_in: int
+    rows_out: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cutoffs:
+    """The two times that split everything: train < valid_start <= valid < test_start <= test."""
+
+    valid_start: int
+    """Unix milliseconds."""
+    test_start: int
+    """Unix milliseconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """Feature columns of items.parquet, users.parquet and the impressions, with their types."""
+
+    item: dict[str, FeatureType] = field(default_factory=dict)
+    user: dict[str, FeatureType] = field(default_factory=dict)
+    context: dict[str, FeatureType] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a dataset folder holds, how it was made and when its newest event happened."""
+
+    name: str
+    cutoffs: Cutoffs
+    newest_event: int
+    """Unix milliseconds."""
+    newest_train_event: int
+    """Newest event before `valid_start`, unix milliseconds."""
+    counts: dict[str, int]
+    modalities: dict[str, dict[str, Any]]
+    features: Features
+    files: list[FileEntry]
+    quarantine: dict[str, int]
+    """Records left out, or pictures and vectors dropped from kept items, by cause."""
+    filters: list[FilterCount]
+    config: dict[str, Any]
+    """The resolved settings of `python -m data_prep shard`."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """What the raw tables came with, such as the toy world's best reachable AUC."""
+    format: str = FORMAT
+    schema_version: int = SCHEMA_VERSION
+
+    def save(self, dataset_dir: Path) -> None:
+        """Write manifest.json under a temporary name, then rename it."""
+        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
+        replace_file(dataset_dir / MANIFEST_FILE, (text + "\n").encode())
+
+    @staticmethod
+    def load(dataset_dir: Path) -> "Manifest":
+        """Read manifest.json and refuse a folder without it, or another schema."""
+        dataset_dir = Path(dataset_dir)
+        path = dataset_dir / MANIFEST_FILE
+        if not dataset_dir.is_dir():
+            raise FileNotFoundError(
+                f"{dataset_dir}: found no such folder, expected a dataset; "
+                "make it with python -m data_prep shard"
+            )
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{dataset_dir}: found no {MANIFEST_FILE}, so the dataset is incomplete; "
+                "re-run python -m data_prep shard"
+            )
+        try:
+            raw = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise ValueError(
+                f"{path}: found no valid JSON ({error}); re-run python -m data_prep shard"
+            ) from error
+        found = (raw.get("format"), raw.get("schema_version")) if isinstance(raw, dict) else None
+        if found != (FORMAT, SCHEMA_VERSION):
+            raise ValueError(
+                f"{path}: found format and schema {found}, this code reads "
+                f"{(FORMAT, SCHEMA_VERSION)}; re-run python -m data_prep shard"
+            )
+        known = {one.name for one in dataclasses.fields(Manifest)}
+        if missing := known - raw.keys():
+            raise ValueError(
+                f"{path}: found no {sorted(missing)}, expected every field of schema "
+                f"{SCHEMA_VERSION}; re-run python -m data_prep shard"
+            )
+        parts = {
+            "cutoffs": Cutoffs(**raw["cutoffs"]),
+            "features": Features(**raw["features"]),
+            "files": [FileEntry(**entry) for entry in raw["files"]],
+            "filters": [FilterCount(**entry) for entry in raw["filters"]],
+        }
+        return Manifest(**({key: raw[key] for key in known} | parts))

@@ -1,0 +1,151 @@
+"""The dataset folder's schema: file names, tar members, Arrow types, and how one item is encoded.
+
+Everything that writes or reads a dataset folder takes its names from here, so that the format is
+said once. Letters: N items, U users, E events.
+"""
+
+import io
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+FORMAT = "triptych-dataset"
+SCHEMA_VERSION = 1
+
+MANIFEST_FILE = "manifest.json"
+ITEMS_FILE = "items.parquet"
+USERS_FILE = "users.parquet"
+WORK_DIR = ".work"
+QUARANTINE_DIR = "quarantine"
+
+IMAGE_MEMBER = "jpg"
+JSON_MEMBER = "json"
+VECTOR_SUFFIX = ".npy"
+
+USER_BLOCK_USERS = 1024
+"""Users in one sample of `users/*.tar`."""
+
+Split = Literal["train", "valid", "test"]
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+
+FeatureType = Literal["numeric", "categorical", "multi"]
+"""numeric: float64 column; categorical: string column; multi: list<string> column."""
+
+RESERVED_ITEM_COLUMNS = (
+    "item_row",
+    "item_id",
+    "has_image",
+    "has_text",
+    "train_count",
+    "first_time",
+)
+RESERVED_USER_COLUMNS = ("user_row", "user_id")
+RESERVED_CONTEXT_COLUMNS = ("user_row", "item_row", "time", "label")
+
+USER_MEMBERS: dict[str, np.dtype[np.generic]] = {
+    "users.npy": np.dtype(np.uint32),
+    "offsets.npy": np.dtype(np.int64),
+    "items.npy": np.dtype(np.uint32),
+    "times.npy": np.dtype(np.int64),
+    "labels.npy": np.dtype(np.int8),
+}
+"""Members of a block of users, with their types; times are unix milliseconds."""
+WEIGHTS_MEMBER = "weights.npy"
+WEIGHTS_DTYPE = np.dtype(np.float32)
+
+
+def item_key(item_row: int) -> str:
+    """WebDataset key of an item."""
+    return f"{item_row:010d}"
+
+
+def block_key(block: int) -> str:
+    """WebDataset key of a block of users."""
+    return f"{block:08d}"
+
+
+def item_tar(shard: int) -> str:
+    """Path of an item tar inside the dataset folder."""
+    return f"items/items-{shard:06d}.tar"
+
+
+def item_index(shard: int) -> str:
+    """Path of an item tar's sidecar index inside the dataset folder."""
+    return f"items/items-{shard:06d}.index.arrow"
+
+
+def user_tar(shard: int) -> str:
+    """Path of a user tar inside the dataset folder."""
+    return f"users/users-{shard:06d}.tar"
+
+
+def impressions_file(split: Split) -> str:
+    """Path of a split's impressions inside the dataset folder."""
+    return f"ctr/{split}/part-00000.parquet"
+
+
+def vector_member(name: str) -> str:
+    """Tar member that holds the vector called `name`."""
+    return name + VECTOR_SUFFIX
+
+
+@dataclass(frozen=True)
+class ItemRecord:
+    """One item's content; whatever it lacks is absent, which is normal."""
+
+    image: bytes | None = None
+    """JPEG bytes."""
+    texts: dict[str, str] = field(default_factory=dict)
+    """Text field (title, description, …) to text; absent fields are left out."""
+    vectors: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    """Vector name to a vector of the width in the manifest."""
+
+
+def encode_npy(array: NDArray[np.generic]) -> bytes:
+    """Serialise an array as a .npy file, never as a pickle."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def decode_npy(payload: bytes) -> NDArray[np.generic]:
+    """Read what `encode_npy` wrote."""
+    array: NDArray[np.generic] = np.load(io.BytesIO(payload), allow_pickle=False)
+    return array
+
+
+def encode_item(record: ItemRecord, *, item_id: int | str) -> list[tuple[str, bytes]]:
+    """Tar members of one item, in the order they are written."""
+    members: list[tuple[str, bytes]] = []
+    if record.image is not None:
+        members.append((IMAGE_MEMBER, record.image))
+    body = json.dumps({"item_id": item_id, "texts": record.texts}, ensure_ascii=False)
+    members.append((JSON_MEMBER, body.encode()))
+    members.extend(
+        (vector_member(name), encode_npy(vector.astype(np.float32, copy=False)))
+        for name, vector in record.vectors.items()
+    )
+    return members
+
+
+def decode_item(members: dict[str, bytes]) -> ItemRecord:
+    """Read what `encode_item` wrote."""
+    vectors = {
+        name.removesuffix(VECTOR_SUFFIX): decode_npy(payload).astype(np.float32, copy=False)
+        for name, payload in members.items()
+        if name.endswith(VECTOR_SUFFIX)
+    }
+    texts = json.loads(members[JSON_MEMBER])["texts"] if JSON_MEMBER in members else {}
+    return ItemRecord(image=members.get(IMAGE_MEMBER), texts=texts, vectors=vectors)
+
+
+def replace_file(path: Path, payload: bytes) -> None:
+    """Write a file under a temporary name and rename it, so that a kill leaves no half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(payload)
+    temporary.replace(path)
