@@ -12,12 +12,7 @@ from numpy.typing import NDArray
 from data_prep.records import ItemRecord, decode_item, item_index, item_tar
 
 INDEX_SCHEMA = pa.schema(
-    [
-        ("item_row", pa.int32()),
-        ("member", pa.string()),
-        ("offset", pa.int64()),
-        ("size", pa.int64()),
-    ]
+    {"item_row": pa.int32(), "member": pa.string(), "offset": pa.int64(), "size": pa.int64()}
 )
 
 

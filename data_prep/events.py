@@ -62,7 +62,7 @@ class EventLog:
 
         A binary search inside each user's slice, for all n queries at once.
         """
-        low = self.offsets[user_rows]
+        low: Int64 = self.offsets[user_rows]
         high = self.offsets[np.asarray(user_rows) + 1]
         while np.any(open_ := low < high):
             middle = (low + high) // 2
