@@ -1,0 +1,97 @@
+"""One throw-away Slurm for the whole test session, and what tests ask of it."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+REPOSITORY = HERE.parents[1]
+FINAL = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "DEADLINE"}
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """A running cluster and the environment of its clients."""
+
+    dir: Path
+    env: Mapping[str, str]
+
+    def run(self, *command: str | Path, cwd: Path, **env: str) -> str:
+        """Run a client in `cwd`; its output."""
+        done = subprocess.run(
+            [str(word) for word in command],
+            env={**self.env, **env},
+            cwd=cwd,
+            text=True,
+            capture_output=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, f"{command}: exit {done.returncode}\n{done.stderr}"
+        return done.stdout.strip()
+
+    def submit(self, *arguments: str | Path, cwd: Path, **env: str) -> str:
+        """The id of a batch job whose log goes to `cwd`."""
+        return self.run("sbatch", "--parsable", *arguments, cwd=cwd, **env).split(";")[0]
+
+    def jobs(self, job_id: str) -> list[dict[str, str]]:
+        """What Slurm knows of a job: one record, or one a task of an array."""
+        lines = self.run("scontrol", "-o", "show", "job", job_id, cwd=self.dir).splitlines()
+        return [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines]
+
+    def wait(self, job_id: str, *, seconds: float) -> str:
+        """The state a job, or every task of an array, ends in."""
+        # Not `sbatch --wait`, which polls every 2 s at first and then ever slower.
+        self.until(
+            lambda: all(job["JobState"] in FINAL for job in self.jobs(job_id)),
+            seconds=seconds,
+            what=f"the end of {job_id}",
+        )
+        return ",".join(sorted({job["JobState"] for job in self.jobs(job_id)}))
+
+    def until(self, condition: Callable[[], bool], *, seconds: float, what: str) -> None:
+        """Wait for `condition`; the queue is in the message if it does not come."""
+        end = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > end:
+                queue = self.run("squeue", "-o", "%i %j %T %r", cwd=self.dir)
+                pytest.fail(f"{what}: not within {seconds} s; the queue:\n{queue}")
+            time.sleep(0.2)
+
+    def node(self, action: str, name: str) -> None:
+        """`fail` or `boot` a node."""
+        subprocess.run(
+            [HERE / "cluster.sh", action, name, self.dir], check=True, timeout=60, env=self.env
+        )
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[Slurm]:
+    if os.environ.get("TRIPTYCH_SLURM") != "1":
+        pytest.skip("needs a real Slurm, which `make test-slurm` installs (as root) and starts")
+    state_dir = Path(f"/tmp/triptych-slurm-{os.getpid()}")  # short: unix sockets live in it
+    port = 30001 + os.getpid() % 2000  # above every MASTER_PORT, below the ephemeral range
+    cluster = [str(HERE / "cluster.sh")]
+    subprocess.run([*cluster, "start", str(state_dir), str(port)], check=True, timeout=300)
+    # Tests may themselves run inside a job: its variables would steer srun and sbatch.
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH", "SRUN"))}
+    env |= {
+        "SLURM_CONF": str(state_dir / "etc" / "slurm.conf"),
+        "TRIPTYCH_PYTHON": sys.executable,
+        "PYTHONPATH": str(REPOSITORY),  # jobs are submitted from the test's own folder
+        "OMP_NUM_THREADS": "1",
+    }
+    try:
+        yield Slurm(dir=state_dir, env=env)
+    finally:
+        subprocess.run([*cluster, "stop", str(state_dir)], check=True, timeout=60)
+
+
+@pytest.fixture(scope="session")
+def scripts() -> Path:
+    return REPOSITORY / "slurm"

@@ -1,0 +1,75 @@
+"""The batch files as text: what holds without a Slurm."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SLURM = Path(__file__).resolve().parents[2] / "slurm"
+SBATCH_FILES = sorted(SLURM.glob("*.sbatch"))
+SHELL_FILES = [*SBATCH_FILES, *sorted(SLURM.glob("*.sh")), Path(__file__).with_name("cluster.sh")]
+EVERYWHERE = {"--job-name", "--nodes", "--cpus-per-task", "--time", "--requeue", "--output"}
+EVERYWHERE |= {"--open-mode=append", "--mem"}
+NEEDED = {
+    "data_prep.sbatch": EVERYWHERE | {"--ntasks=1"},
+    "pretrain.sbatch": EVERYWHERE
+    | {"--ntasks-per-node", "--gpus-per-node", "--signal=USR1@180", "--mem=0"},
+    "finetune.sbatch": EVERYWHERE | {"--ntasks=1", "--gpus-per-node=1"},
+}
+
+
+def directives(file: Path) -> list[str]:
+    """The options that sbatch reads from a file: it stops at the first command."""
+    found = []
+    for line in file.read_text().splitlines():
+        if line and not line.startswith("#"):
+            break
+        if match := re.match(r"#SBATCH (\S+)", line):
+            found.append(match[1])
+    return found
+
+
+@pytest.mark.parametrize("file", SHELL_FILES, ids=lambda file: file.name)
+def test_bash_reads_it(file: Path) -> None:
+    subprocess.run(["bash", "-n", file], check=True)
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+@pytest.mark.parametrize("file", SHELL_FILES, ids=lambda file: file.name)
+def test_shellcheck_finds_nothing(file: Path) -> None:
+    done = subprocess.run(["shellcheck", "--shell=bash", file], text=True, capture_output=True)
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_its_directives_are_there(name: str) -> None:
+    found = directives(SLURM / name)
+    found_with_name_only = {option.partition("=")[0] for option in found}
+    assert NEEDED[name] <= set(found) | found_with_name_only
+
+
+@pytest.mark.parametrize("file", SBATCH_FILES, ids=lambda file: file.name)
+def test_every_directive_is_read(file: Path) -> None:
+    """None stands below the first command, where sbatch no longer looks."""
+    assert len(directives(file)) == len(re.findall(r"^#SBATCH ", file.read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("file", SBATCH_FILES, ids=lambda file: file.name)
+def test_what_belongs_to_a_site_is_left_to_the_command_line(file: Path) -> None:
+    site = {"--partition", "-p", "--account", "-A", "--qos", "-q", "--reservation", "--constraint"}
+    assert not site & {option.partition("=")[0] for option in directives(file)}
+
+
+def test_the_job_name_is_not_one_that_switches_lightnings_slurm_support_off() -> None:
+    names = {option for file in SBATCH_FILES for option in directives(file) if "job-name" in option}
+    assert not names & {"--job-name=bash", "--job-name=interactive"}
+
+
+@pytest.mark.parametrize("num_parts", ["", "0", "x", "--config"])
+def test_a_number_of_parts_that_is_none_submits_nothing(num_parts: str) -> None:
+    command = [SLURM / "submit_data_prep.sh", num_parts, "--", "--config", "c.yaml"]
+    done = subprocess.run(command, text=True, capture_output=True)
+    assert done.returncode == 2
+    assert f"NUM_PARTS: found '{num_parts}', expected a whole number above 0" in done.stderr
