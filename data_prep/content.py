@@ -12,8 +12,15 @@ from numpy.typing import NDArray
 from data_prep.records import ItemRecord, decode_item, item_index, item_tar
 
 INDEX_SCHEMA = pa.schema(
-    {"item_row": pa.int32(), "member": pa.string(), "offset": pa.int64(), "size": pa.int64()}
+    [
+        pa.field("item_row", pa.int32()),
+        pa.field("member", pa.string()),
+        pa.field("offset", pa.int64()),
+        pa.field("size", pa.int64()),
+        pa.field("crc32", pa.uint32()),
+    ]
 )
+"""Payload offset and size in the tar; the checksum lets `verify` name a damaged item."""
 
 
 @dataclass(frozen=True)
