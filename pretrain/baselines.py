@@ -142,9 +142,9 @@ class ContentKNN:
         _check_columns(histories, len(self.unit_ND))
         history_BN = _binary(histories)
         length_B1 = np.diff(history_BN.indptr)[:, None]
-        return np.asarray(history_BN @ self.unit_ND, dtype=np.float32) / np.maximum(
-            length_B1, 1
-        ).astype(np.float32)
+        mean_BD: Floats = history_BN @ self.unit_ND
+        mean_BD /= np.maximum(length_B1, 1).astype(np.float32)
+        return mean_BD
 
 
 def _binary(matrix: sp.csr_matrix) -> sp.csr_matrix:
