@@ -1,0 +1,68 @@
+"""What one training step sees, as tensors.
+
+Letters, used in every file of this package:
+    B  samples (a window of one user's events) on this rank
+    L  events in a window          S  states of the user encoder, L + 1 (state 0: nothing seen)
+    T  targets of a sample         P  (sample, target) pairs on this rank that exist
+    n  distinct items on this rank G  candidate items of every rank
+    N  items in the catalogue      D  shared width        F  width of one tower's features
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemBatch:
+    """The content of `n` distinct items, one entry a modality."""
+
+    rows_n: Tensor
+    """Item rows, int64."""
+
+    inputs: dict[str, dict[str, Tensor]]
+    """Modality → named inputs of its tower, for the items that have it, in the order of `rows_n`.
+
+    Cached features come under the single name `features`.
+    """
+
+    presence: dict[str, Tensor]
+    """Modality → bool [n]: does the item have it?"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Samples of one rank and every item they name, each once (resolve, de-duplicate, decode)."""
+
+    items: ItemBatch
+    history_BL: Tensor
+    """Positions in `items.rows_n`, oldest first, -1 after the last."""
+
+    times_BL: Tensor
+    """Unix milliseconds, 0 where padded."""
+
+    targets_BT: Tensor
+    """Positions in `items.rows_n`, -1 where there is none."""
+
+    states_BT: Tensor
+    """Which state of the user encoder predicts the target: how many events precede it strictly."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryBatch:
+    """Users to be evaluated: what each did strictly before a moment, and what came then."""
+
+    history_BL: Tensor
+    """Item *rows* of the catalogue, oldest first, -1 after the last."""
+
+    times_BL: Tensor
+    targets_B: Tensor
+    """Item rows; -1 marks a row that only fills the batch up."""
+
+    at_times_B: Tensor
+    """Moment of the prediction, unix milliseconds."""
+
+    masked_BM: Tensor
+    """Item rows that are never proposed (the user's own past), -1 where padded."""

@@ -1,0 +1,345 @@
+"""The dataset folder as Lightning's batches."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from data_prep.content import ItemContent
+from data_prep.dataset import Dataset as TriptychDataset
+from data_prep.dataset import open_dataset
+from data_prep.events import EventLog
+from pretrain.batch import Batch, ItemBatch, QueryBatch
+from pretrain.collectives import rank, world_size
+from pretrain.feature_cache import FeatureCache
+from pretrain.preprocess import Preprocessor, build_preprocessors, collate_items
+from pretrain.samples import (
+    Windows,
+    cut_windows,
+    draw_samples,
+    global_batch,
+    num_steps,
+    rank_slice,
+)
+from pretrain.towers import TowerConfig
+from pretrain.user_encoder import UserEncoderConfig
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the data is and how it is cut into steps."""
+
+    dataset_dir: Path
+    """Dataset folder of python -m data_prep shard."""
+
+    features_dir: Path | None = None
+    """Cached backbone features of python -m pretrain features; the towers are then not run."""
+
+    global_batch_size: int = 256
+    """Samples (windows of users' events) of all ranks together in one step."""
+
+    targets_per_sample: int = 8
+    """Events of a window that are predicted in one step, drawn anew each epoch."""
+
+    seed: int = 0
+    """Seed of the order of samples and of the targets drawn."""
+
+    valid_queries: int = 2000
+    """Validation queries, drawn once from the positives of the validation period."""
+
+    decode_threads: int = 1
+    """Threads of each rank that decode pictures and tokenise."""
+
+    cache_mb: int = 512
+    """Decoded items each rank keeps in memory, in MiB."""
+
+    def __post_init__(self) -> None:
+        for name in ("global_batch_size", "targets_per_sample", "decode_threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"data.{name} must be at least 1, got {getattr(self, name)}")
+        if self.valid_queries < 0 or self.cache_mb < 0:
+            raise ValueError(
+                f"data.valid_queries and data.cache_mb must not be negative, got "
+                f"{self.valid_queries} and {self.cache_mb}"
+            )
+
+
+class ItemLoader:
+    """Item rows → `ItemBatch`: from cached features, or read, decoded and kept in memory."""
+
+    def __init__(
+        self,
+        content: ItemContent,
+        *,
+        preprocessors: Mapping[str, Preprocessor],
+        features: FeatureCache | None = None,
+        threads: int = 1,
+        cache_mb: int = 0,
+    ) -> None:
+        self.content = content
+        self.preprocessors = preprocessors
+        self.cached_features = features
+        self._threads = threads
+        self._pool: ThreadPoolExecutor | None = None
+        self._free_bytes = cache_mb << 20
+        self._kept: dict[int, dict[str, dict[str, Tensor] | None]] = {}
+
+    def load(self, rows: Sequence[int] | NDArray[np.int64]) -> ItemBatch:
+        """Inputs of these items, in this order."""
+        if self.cached_features is not None:
+            return self.cached_features.load(np.asarray(rows, np.int64))
+        if self._threads > 1 and self._pool is None:
+            self._pool = ThreadPoolExecutor(self._threads)
+        run = map if self._pool is None else self._pool.map
+        prepared = list(run(self._prepare, [int(row) for row in rows]))
+        return collate_items(rows, prepared, preprocessors=self.preprocessors)
+
+    def _prepare(self, row: int) -> dict[str, dict[str, Tensor] | None]:
+        if row in self._kept:
+            return self._kept[row]
+        record = self.content.read(row)
+        item = {name: one.one(record) for name, one in self.preprocessors.items()}
+        size = sum(t.nbytes for inputs in item.values() if inputs for t in inputs.values())
+        if size <= self._free_bytes:
+            self._free_bytes -= size
+            self._kept[row] = item
+        return item
+
+
+class TrainSteps(Dataset[Batch]):
+    """(epoch, step) → this rank's batch."""
+
+    def __init__(
+        self,
+        events: EventLog,
+        windows: Windows,
+        *,
+        items: ItemLoader,
+        config: DataConfig,
+        user: UserEncoderConfig,
+    ) -> None:
+        self.events, self.windows, self.items = events, windows, items
+        self.config, self.user = config, user
+
+    def __len__(self) -> int:
+        return num_steps(len(self.windows), global_batch_size=self.config.global_batch_size)
+
+    def __getitem__(self, index: tuple[int, int]) -> Batch:
+        epoch, step = index
+        config = self.config
+        batch = global_batch(
+            len(self.windows),
+            seed=config.seed,
+            epoch=epoch,
+            step=step,
+            global_batch_size=config.global_batch_size,
+        )
+        samples = draw_samples(
+            self.events,
+            self.windows,
+            batch=batch,
+            part=rank_slice(batch, rank=rank(), num_ranks=world_size()),
+            length=self.user.history_length,
+            num_targets=config.targets_per_sample,
+            order=self.user.order,
+            seed=config.seed,
+            epoch=epoch,
+            step=step,
+        )
+        named = np.concatenate([samples.history_BL.ravel(), samples.targets_BT.ravel()])
+        rows, inverse = np.unique(named, return_inverse=True)
+        if rows[0] < 0:  # the padding is no item
+            rows, inverse = rows[1:], inverse - 1
+        split = samples.history_BL.size
+        return Batch(
+            items=self.items.load(rows),
+            history_BL=torch.from_numpy(inverse[:split].reshape(samples.history_BL.shape)),
+            times_BL=torch.from_numpy(samples.times_BL),
+            targets_BT=torch.from_numpy(inverse[split:].reshape(samples.targets_BT.shape)),
+            states_BT=torch.from_numpy(samples.states_BT),
+        )
+
+
+class EpochSteps(Sampler[tuple[int, int]]):
+    """The steps of one epoch after the other; the first from where an interrupted run stopped."""
+
+    def __init__(self, num_steps: int, *, start: int) -> None:
+        self.num_steps, self.start, self.epoch = num_steps, start, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning says which epoch begins."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        start, self.start = self.start, 0
+        return iter([(self.epoch, step) for step in range(start, self.num_steps)])
+
+    def __len__(self) -> int:
+        # The whole epoch, also after a resume: Lightning compares its own batch number with it.
+        return self.num_steps
+
+
+class QueryBatches(Dataset[QueryBatch]):
+    """Validation queries, the same number of batches on every rank."""
+
+    def __init__(
+        self, events: EventLog, *, chosen: NDArray[np.int64], user: UserEncoderConfig, size: int
+    ) -> None:
+        self.events, self.chosen, self.user, self.size = events, chosen, user, size
+        self.users = events.user_rows()[chosen] if len(chosen) else chosen
+
+    def __len__(self) -> int:
+        per_rank = -(-len(self.chosen) // world_size())
+        return -(-per_rank // self.size)
+
+    def __getitem__(self, number: int) -> QueryBatch:
+        places = (np.arange(self.size) + number * self.size) * world_size() + rank()
+        real = places < len(self.chosen)
+        places = np.minimum(places, len(self.chosen) - 1)
+        event, user = self.chosen[places], self.users[places]
+        at = self.events.times[event]
+        history, times = self.events.histories(user, at, length=self.user.history_length)
+        masked, _ = self.events.histories(user, at, length=4 * self.user.history_length)
+        targets = np.where(real, self.events.item_rows[event].astype(np.int64), -1)
+        return QueryBatch(
+            history_BL=torch.from_numpy(history),
+            times_BL=torch.from_numpy(times),
+            targets_B=torch.from_numpy(targets),
+            at_times_B=torch.from_numpy(at),
+            masked_BM=torch.from_numpy(masked),
+        )
+
+
+class PretrainData(pl.LightningDataModule):
+    """Training steps from events before `valid_start`; validation queries from those after it."""
+
+    def __init__(self, config: DataConfig) -> None:
+        """Where the data is and how it is cut into steps."""
+        super().__init__()
+        self.config = config
+        self.start_step = 0
+        self._opened: TriptychDataset | None = None
+
+    @property
+    def dataset(self) -> TriptychDataset:
+        """The dataset folder, opened on first use."""
+        if self._opened is None:
+            self._opened = open_dataset(self.config.dataset_dir)
+        return self._opened
+
+    def prepare(self, *, towers: Mapping[str, TowerConfig], user: UserEncoderConfig) -> None:
+        """Open everything for these towers; the module calls it before training.
+
+        Raises:
+            ValueError: no training events, features that are of other towers or another dataset.
+        """
+        manifest = self.dataset.manifest
+        self.features = (
+            FeatureCache.open(self.config.features_dir, dataset=self.dataset, towers=towers)
+            if self.config.features_dir
+            else None
+        )
+        self.items = ItemLoader(
+            self.dataset.content(),
+            preprocessors=preprocessors_of(self.dataset, towers),
+            features=self.features,
+            threads=self.config.decode_threads,
+            cache_mb=self.config.cache_mb,
+        )
+        self.user = user
+        positives = self.dataset.events().positives()
+        cutoffs = manifest.cutoffs
+        self.train_events = positives.before(cutoffs.valid_start)
+        self.windows = cut_windows(self.train_events, length=user.history_length, order=user.order)
+        if not len(self.windows):
+            raise ValueError(
+                f"{self.config.dataset_dir}: no positive event before valid_start "
+                f"({cutoffs.valid_start} ms) can be trained on; check the split and the label "
+                "in the settings of python -m data_prep shard"
+            )
+        # Queries are drawn from every user's validation events; their histories see no more.
+        self.valid_events = positives.before(cutoffs.test_start)
+        after = np.flatnonzero(self.valid_events.times >= cutoffs.valid_start)
+        rng = np.random.default_rng([self.config.seed, 2])
+        count = min(self.config.valid_queries, len(after))
+        self.valid_chosen = np.sort(rng.choice(after, count, replace=False)) if count else after[:0]
+        if len(self.windows) < world_size():
+            raise ValueError(
+                f"{self.config.dataset_dir}: {len(self.windows)} windows of training events for "
+                f"{world_size()} processes; start fewer"
+            )
+        counts = np.bincount(self.train_events.item_rows, minlength=self.dataset.num_items)
+        self.item_probability = torch.from_numpy(counts / max(1, counts.sum())).float()
+        self.steps_per_epoch = num_steps(
+            len(self.windows), global_batch_size=self.config.global_batch_size
+        )
+        log.info(
+            "%s: %d items, %d training events in %d windows, %d steps an epoch, %d queries",
+            manifest.name,
+            self.dataset.num_items,
+            len(self.train_events),
+            len(self.windows),
+            self.steps_per_epoch,
+            count,
+        )
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Every epoch's steps; the first epoch's from `start_step` on, after a resume."""
+        steps = TrainSteps(
+            self.train_events,
+            self.windows,
+            items=self.items,
+            config=self.config,
+            user=self.user,
+        )
+        sampler = EpochSteps(len(steps), start=self.start_step)
+        return DataLoader(steps, batch_size=None, sampler=sampler)
+
+    def val_dataloader(self) -> DataLoader[QueryBatch] | list[DataLoader[QueryBatch]]:
+        """Validation queries; no loader at all where the validation period is empty."""
+        if not len(self.valid_chosen):
+            return []
+        queries = QueryBatches(
+            self.valid_events, chosen=self.valid_chosen, user=self.user, size=256
+        )
+        return DataLoader(queries, batch_size=None)
+
+
+def preprocessors_of(
+    dataset: TriptychDataset, towers: Mapping[str, TowerConfig]
+) -> dict[str, Preprocessor]:
+    """Preprocessors of these towers on this dataset.
+
+    Raises:
+        ValueError: a tower for a modality that the dataset does not have.
+    """
+    modalities = dataset.manifest.modalities
+    for name in towers:
+        if name not in modalities:
+            raise ValueError(
+                f"model.towers.{name}: the dataset {dataset.dir} has {sorted(modalities)}; map the "
+                "column in the settings of python -m data_prep shard, or take the tower out"
+            )
+    return build_preprocessors(
+        towers,
+        text_fields=modalities.get("text", {}).get("fields", ()),
+        vector_widths=vector_widths_of(dataset),
+    )
+
+
+def vector_widths_of(dataset: TriptychDataset) -> dict[str, int]:
+    """Width of each given vector."""
+    modalities = dataset.manifest.modalities
+    return {name: entry["width"] for name, entry in modalities.items() if "width" in entry}

@@ -1,0 +1,168 @@
+"""`python -m pretrain export`: a run folder → a released checkpoint."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from data_prep.dataset import Dataset, open_dataset
+from data_prep.manifest import Manifest
+from data_prep.records import MANIFEST_FILE, replace_file
+from pretrain.model import ModelConfig
+from pretrain.preprocess import TextPreprocessor, build_preprocessors
+from pretrain.release import (
+    CONFIG_FILE,
+    ID_MAP_FILE,
+    WEIGHTS_FILE,
+    ReleaseConfig,
+    build_released_model,
+    file_sha256,
+)
+
+log = logging.getLogger(__name__)
+
+RUN_FILE = "run.json"
+BACKBONES_FILE = "backbones.safetensors"
+
+
+def describe_run(
+    model: ModelConfig,
+    *,
+    dataset: Dataset,
+    architectures: dict[str, dict[str, Any]],
+    feature_widths: dict[str, int],
+) -> ReleaseConfig:
+    """What a release of this run will say of itself."""
+    manifest = dataset.manifest
+    modalities = manifest.modalities
+    return ReleaseConfig(
+        model=model,
+        architectures=architectures,
+        feature_widths=feature_widths,
+        text_fields=tuple(modalities.get("text", {}).get("fields", ())),
+        vector_widths={n: int(e["width"]) for n, e in modalities.items() if "width" in e},
+        num_items=dataset.num_items,
+        dataset=manifest.name,
+        dataset_fingerprint=file_sha256(dataset.dir / MANIFEST_FILE),
+        newest_event=manifest.newest_train_event,
+        valid_start=manifest.cutoffs.valid_start,
+    )
+
+
+def read_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """Weights of a training checkpoint of one's own: a Lightning file, or a ZeRO folder."""
+    if checkpoint.is_dir():
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+        state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag="checkpoint")
+    else:
+        state = torch.load(checkpoint, weights_only=True, map_location="cpu")["state_dict"]
+    return {
+        name.removeprefix("model."): tensor.float().contiguous().clone()
+        for name, tensor in state.items()
+        if name.startswith("model.")
+    }
+
+
+def find_checkpoint(run_dir: Path, *, which: str) -> Path:
+    """The best or the last checkpoint of a run.
+
+    Raises:
+        ValueError: the run has none.
+    """
+    found = sorted(
+        (run_dir / "checkpoints").glob(f"{which}*.ckpt"), key=lambda path: path.stat().st_mtime
+    )
+    if not found:
+        raise ValueError(
+            f"{run_dir}/checkpoints: no {which}*.ckpt; train with python -m pretrain fit first"
+        )
+    return found[-1]
+
+
+def export(run_dir: Path, out_dir: Path, *, dataset_dir: Path, checkpoint: str = "best") -> None:
+    """Write a released checkpoint from a run folder.
+
+    Args:
+        run_dir: folder of `python -m pretrain fit` (its trainer.default_root_dir).
+        out_dir: the release, made or replaced file by file, config.json last.
+        dataset_dir: dataset folder that was trained on, for its id map.
+        checkpoint: `best` by validation, or `last`.
+    """
+    run_file = run_dir / RUN_FILE
+    if not run_file.is_file():
+        raise ValueError(f"{run_dir}: no {RUN_FILE}; it is not a folder of python -m pretrain fit")
+    config = ReleaseConfig.from_json(run_file.read_text(), source=run_file)
+    dataset = open_dataset(dataset_dir)
+    if file_sha256(dataset_dir / MANIFEST_FILE) != config.dataset_fingerprint:
+        raise ValueError(
+            f"{dataset_dir}: not the dataset that {run_dir} was trained on "
+            f"({config.dataset}); name that one"
+        )
+    source = find_checkpoint(run_dir, which=checkpoint)
+    weights = read_weights(source)
+    backbones_file = run_dir / BACKBONES_FILE
+    if backbones_file.is_file():
+        weights |= load_file(backbones_file)
+    model = build_released_model(config)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{source}: weights do not fit {run_file}: {error}") from error
+
+    out_dir.mkdir(parents=True, exist_ok=True)
+    (out_dir / CONFIG_FILE).unlink(missing_ok=True)
+    temporary = out_dir / (WEIGHTS_FILE + ".tmp")
+    save_file(model.state_dict(), temporary, metadata={"format": "pt"})
+    temporary.replace(out_dir / WEIGHTS_FILE)
+    pq.write_table(dataset.items.select(["item_row", "item_id"]), out_dir / ID_MAP_FILE)
+    preprocessors = build_preprocessors(
+        config.model.towers, text_fields=config.text_fields, vector_widths=config.vector_widths
+    )
+    for preprocessor in preprocessors.values():
+        if isinstance(preprocessor, TextPreprocessor):
+            preprocessor.save(out_dir / "tokenizer")
+    replace_file(out_dir / "README.md", card(config, dataset.manifest, source=source).encode())
+    replace_file(out_dir / CONFIG_FILE, config.to_json().encode())
+    log.info("released %s from %s", out_dir, source)
+
+
+def card(config: ReleaseConfig, manifest: Manifest, *, source: Path) -> str:
+    """The card: what it is, what it has seen, how to load it."""
+
+    def day(milliseconds: int) -> str:
+        return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+    towers = "\n".join(
+        f"| {name} | {tower.library} {tower.name} | {tower.weights} | {tower.train} |"
+        for name, tower in config.model.towers.items()
+    )
+    counts = ", ".join(f"{value:,} {name}" for name, value in manifest.counts.items())
+    return f"""# Triptych release: {config.dataset}
+
+Item and user encoder in one space of width {config.model.width}.
+
+| modality | backbone | weights at the start | trained |
+|---|---|---|---|
+{towers}
+
+- Newest event seen: {day(config.newest_event)} ({config.newest_event} ms). Do not finetune on data
+  whose `valid_start` is not after it: that would be looking ahead.
+- Dataset: {config.dataset}, manifest SHA-256 `{config.dataset_fingerprint}`: {counts}.
+- Checkpoint: `{source.name}`.
+- The terms of the data and of the backbones' weights apply to this release too.
+
+```python
+from pretrain import load_released
+
+release = load_released("path/to/this/folder")  # no Lightning, no DeepSpeed, no pickle
+vectors = release.encode_items(records)  # data_prep.records.ItemRecord: picture, texts, vectors
+```
+"""

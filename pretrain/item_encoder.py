@@ -1,0 +1,127 @@
+"""Item content → one unit vector. Letters: see `batch.py`; M modalities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain.batch import ItemBatch
+from pretrain.towers import Backbone
+
+
+@dataclass(frozen=True)
+class ItemVectors:
+    """What the item encoder says of n items."""
+
+    fused_nD: Tensor
+    """Unit vectors in the shared space."""
+
+    modality_nD: dict[str, Tensor]
+    """Unit vectors of each modality alone, zeros where the item lacks it."""
+
+    gate_nM: Tensor
+    """Weight of each modality in the fusion, rows sum to 1."""
+
+
+class Adapter(nn.Module):
+    """Features of one tower → the shared width."""
+
+    def __init__(self, feature_width: int, *, width: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(feature_width)
+        self.linear = nn.Linear(feature_width, width)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(dropout),
+            nn.Linear(2 * width, width),
+        )  # fmt: skip
+
+    def forward(self, features_nF: Tensor) -> Tensor:
+        """[n, F] → [n, D]."""
+        hidden_nD: Tensor = self.linear(self.norm(features_nF))
+        projected_nD: Tensor = hidden_nD + self.mlp(hidden_nD)
+        return projected_nD
+
+
+class Fusion(nn.Module):
+    """Gated late fusion of what modalities an item has.
+
+    An absent modality is represented by a learnt null token, which the gate may weigh too: that
+    a picture is missing is itself a fact about the item.
+    """
+
+    def __init__(self, modalities: list[str], *, width: int) -> None:
+        super().__init__()
+        self.modalities = modalities
+        self.null_MD = nn.Parameter(torch.randn(len(modalities), width) * 0.02)
+        self.score = nn.Linear(width, 1)
+        self.bias_2M = nn.Parameter(torch.tensor([[-2.0], [0.0]]).repeat(1, len(modalities)))
+        self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
+
+    def forward(self, tokens_nMD: Tensor, presence_nM: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens and presence mask → fused [n, D] (not yet of unit length) and gate [n, M]."""
+        tokens_nMD = torch.where(presence_nM[..., None], tokens_nMD, self.null_MD)
+        bias_nM = torch.where(presence_nM, self.bias_2M[1], self.bias_2M[0])
+        gate_nM = (self.score(tokens_nMD).squeeze(-1) + bias_nM).softmax(-1)
+        mixed_nD = (gate_nM[..., None] * tokens_nMD).sum(1)
+        return mixed_nD + self.out(mixed_nD), gate_nM
+
+
+class ItemEncoder(nn.Module):
+    """Towers → adapters → gated fusion → unit vector.
+
+    Without backbones (`backbones={}`) it runs on cached features alone.
+    """
+
+    def __init__(
+        self,
+        backbones: Mapping[str, Backbone],
+        *,
+        feature_widths: Mapping[str, int],
+        width: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.modalities = list(feature_widths)
+        self.backbones = nn.ModuleDict(dict(backbones))
+        self.adapters = nn.ModuleDict(
+            {
+                name: Adapter(feature_width, width=width, dropout=dropout)
+                for name, feature_width in feature_widths.items()
+            }
+        )
+        self.fusion = Fusion(self.modalities, width=width)
+
+    def features(self, modality: str, inputs: dict[str, Tensor]) -> Tensor:
+        """Backbone features of the items that have this modality, [present, F]."""
+        if "features" in inputs:
+            return inputs["features"]
+        backbone = self.backbones[modality]
+        # A frozen backbone also keeps its dropout and batch statistics still.
+        if not any(parameter.requires_grad for parameter in backbone.parameters()):
+            backbone.eval()
+            with torch.no_grad():
+                frozen: Tensor = backbone(**inputs)
+            return frozen
+        features: Tensor = backbone(**inputs)
+        return features
+
+    def forward(self, items: ItemBatch) -> ItemVectors:
+        """Encode n items."""
+        tokens, alone = [], {}
+        for modality in self.modalities:
+            projected_pD = self.adapters[modality](self.features(modality, items.inputs[modality]))
+            present_n = items.presence[modality]
+            token_nD = projected_pD.new_zeros(len(present_n), projected_pD.shape[-1])
+            if bool(present_n.any()):
+                token_nD = token_nD.masked_scatter(present_n[:, None], projected_pD)
+            else:  # a blank input stood in: keep its parameters in the graph, at weight zero
+                token_nD = token_nD + 0.0 * projected_pD.sum()
+            tokens.append(token_nD)
+            alone[modality] = F.normalize(token_nD.float(), dim=-1)
+        presence_nM = torch.stack([items.presence[m] for m in self.modalities], dim=1)
+        fused_nD, gate_nM = self.fusion(torch.stack(tokens, dim=1), presence_nM)
+        return ItemVectors(F.normalize(fused_nD.float(), dim=-1), alone, gate_nM)

@@ -1,0 +1,216 @@
+"""The two encoders as a LightningModule: steps, logged names, optimizer, validation."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from data_prep.records import replace_file
+from pretrain.batch import Batch, QueryBatch
+from pretrain.collectives import gather_rows, rank, sum_over_ranks, world_size
+from pretrain.data import ItemLoader, PretrainData, vector_widths_of
+from pretrain.export import BACKBONES_FILE, RUN_FILE, describe_run
+from pretrain.feature_cache import saved_architectures
+from pretrain.metrics import ndcg_at_k, recall_at_k, target_ranks
+from pretrain.model import ModelConfig, TwoSpaceModel
+from pretrain.objective import LossConfig, objective
+from pretrain.optim import OptimConfig, build_optimizer, warmup_cosine
+from pretrain.towers import Backbone, build_backbone
+
+log = logging.getLogger(__name__)
+
+CUTOFFS = (10, 20, 50)
+CATALOGUE_CHUNK = 512
+
+
+class PretrainModule(pl.LightningModule):
+    """Trains both encoders; validates by ranking the whole catalogue."""
+
+    def __init__(
+        self,
+        encoders: ModelConfig,
+        loss: LossConfig = LossConfig(),  # noqa: B008 - frozen
+        optim: OptimConfig = OptimConfig(),  # noqa: B008 - frozen
+    ) -> None:
+        """Describe the run; the model itself is built when the dataset is known.
+
+        Args:
+            encoders: architecture.
+            loss: objective.
+            optim: optimizer and schedule.
+        """
+        super().__init__()
+        self.encoders, self.loss_config, self.optim_config = encoders, loss, optim
+        self.model: TwoSpaceModel | None = None
+        self.item_probability_N: Tensor | None = None
+
+    @property
+    def data(self) -> PretrainData:
+        """The datamodule of the trainer."""
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(datamodule, PretrainData)
+        return datamodule
+
+    def configure_model(self) -> None:
+        """Build the model for the dataset at hand."""
+        if self.model is not None:
+            return
+        self.data.prepare(towers=self.encoders.towers, user=self.encoders.user)
+        backbones: dict[str, Backbone] = {}
+        if self.data.features is None:
+            given = vector_widths_of(self.data.dataset)
+            backbones = {
+                name: build_backbone(name, tower, given_width=given.get(name))
+                for name, tower in self.encoders.towers.items()
+            }
+            widths = {name: backbone.width for name, backbone in backbones.items()}
+        else:
+            widths = self.data.features.widths
+        self.model = TwoSpaceModel(
+            self.encoders,
+            backbones=backbones,
+            feature_widths=widths,
+            num_items=self.data.dataset.num_items,
+        )
+        self.item_probability_N = self.data.item_probability
+        self._architectures = {name: one.architecture() for name, one in backbones.items()}
+
+    def on_fit_start(self) -> None:
+        """Leave beside the checkpoints what a release needs to say of itself."""
+        if not self.trainer.is_global_zero:
+            return
+        assert self.model is not None
+        run_dir, features_dir = Path(self.trainer.default_root_dir), self.data.config.features_dir
+        architectures = self._architectures
+        if features_dir is not None:
+            architectures = saved_architectures(features_dir)
+            replace_file(run_dir / BACKBONES_FILE, (features_dir / BACKBONES_FILE).read_bytes())
+        run = describe_run(
+            self.encoders,
+            dataset=self.data.dataset,
+            architectures=architectures,
+            feature_widths={
+                name: int(adapter.norm.normalized_shape[0])  # type: ignore[union-attr, index]
+                for name, adapter in self.model.item_encoder.adapters.items()
+            },
+        )
+        replace_file(run_dir / RUN_FILE, run.to_json().encode())
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One global batch."""
+        assert self.model is not None
+        assert self.item_probability_N is not None
+        self.item_probability_N = self.item_probability_N.to(self.device)
+        step = self.current_epoch * self.data.steps_per_epoch + batch_idx
+        result = objective(
+            self.model,
+            batch,
+            config=self.loss_config,
+            item_probability_N=self.item_probability_N,
+            step=step,
+        )
+        self.log("train/loss", result.loss, prog_bar=True, batch_size=1)
+        for name, value in result.report.items():
+            self.log(f"train/{name}", value.float(), batch_size=1)
+        return result.loss
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW, warm-up and cosine over the steps of the whole run."""
+        optimizer = build_optimizer(self, self.optim_config)
+        total_steps = self.total_steps()
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            lambda step: warmup_cosine(step, config=self.optim_config, total_steps=total_steps),
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run, resumed or not."""
+        trainer = self.trainer
+        if trainer.max_steps > 0:
+            return trainer.max_steps
+        per_epoch = math.ceil(self.data.steps_per_epoch / trainer.accumulate_grad_batches)
+        return per_epoch * max(1, trainer.max_epochs or 1)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the batch after the last one that was finished."""
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+        done = int(progress["completed"])
+        self.data.start_step = done % self.data.steps_per_epoch
+
+    # ------------------------------------------------------------------ validation
+    def on_validation_epoch_start(self) -> None:
+        """Encode the catalogue, each rank its part."""
+        self._item_ND, self._event_ND = self.encode_catalogue(self.data.items)
+        popular_N = self.data.item_probability > 0
+        self._warm_N = popular_N.to(self.device)
+        # slices (all, warm, cold) × (queries, recall and NDCG at each cut-off)
+        self._sums = torch.zeros(3, 1 + 2 * len(CUTOFFS), dtype=torch.float64, device=self.device)
+
+    @torch.no_grad()
+    def encode_catalogue(self, items: ItemLoader) -> tuple[Tensor, Tensor]:
+        """Vectors [N, D] of all items, as items and as events of a history, on every rank."""
+        assert self.model is not None
+        num_items = self.data.dataset.num_items
+        mine = np.arange(rank(), num_items, world_size())
+        # The same number of chunks on every rank: under ZeRO-3 each call is a collective.
+        share = -(-num_items // world_size())
+        padded = np.resize(mine, share) if len(mine) else np.zeros(share, np.int64)
+        parts = []
+        for start in range(0, share, CATALOGUE_CHUNK):
+            batch = items.load(padded[start : start + CATALOGUE_CHUNK])
+            batch = self.transfer_batch_to_device(batch, self.device, 0)
+            vectors = self.model.item_encoder(batch)
+            parts.append(torch.cat(self.model.encode_items(vectors, batch.rows_n), dim=1))
+        both = gather_rows(torch.cat(parts), counts=[share] * world_size())
+        # Rank r holds rows r, r + R, …: put them back in order.
+        both = both.view(world_size(), share, -1).transpose(0, 1).flatten(0, 1)[:num_items]
+        item_ND, event_ND = both.chunk(2, dim=1)
+        return item_ND, event_ND
+
+    def validation_step(self, batch: QueryBatch, batch_idx: int) -> None:
+        """Rank every query's item among the whole catalogue."""
+        assert self.model is not None
+        states_BSD = self.model.encode_histories(
+            self._event_ND, history_BL=batch.history_BL, times_BL=batch.times_BL
+        )
+        length_B = (batch.history_BL >= 0).sum(1)
+        user_BD = states_BSD[torch.arange(len(length_B), device=self.device), length_B]
+        real_B = batch.targets_B >= 0
+        if not bool(real_B.any()):
+            return
+        target_B = batch.targets_B[real_B]
+        # An item may be chosen again: the target itself is never masked.
+        masked_BM = batch.masked_BM[real_B]
+        masked_BM = torch.where(masked_BM == target_B[:, None], -1, masked_BM)
+        ranks_B = target_ranks(user_BD[real_B], self._item_ND, target_B, masked_BM)
+        values = [torch.ones(len(ranks_B), device=self.device, dtype=torch.float64)]
+        for k in CUTOFFS:
+            values += [recall_at_k(ranks_B[:, None], k=k), ndcg_at_k(ranks_B[:, None], k=k)]
+        value_BK = torch.stack([value.double() for value in values], dim=1)
+        warm_B = self._warm_N[target_B]
+        for number, chosen_B in enumerate((torch.ones_like(warm_B), warm_B, ~warm_B)):
+            self._sums[number] += value_BK[chosen_B].sum(0)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log means over all queries, warm items' and cold items' apart."""
+        sums = sum_over_ranks(self._sums).cpu()
+        for number, suffix in enumerate(("", "_warm", "_cold")):
+            count, *totals = sums[number].tolist()
+            self.log(f"val/queries{suffix}", count)
+            for place, k in enumerate(CUTOFFS):
+                recall, ndcg = (totals[2 * place + j] / max(1.0, count) for j in (0, 1))
+                self.log(f"val/recall@{k}{suffix}", recall, prog_bar=(k == 20))
+                self.log(f"val/ndcg@{k}{suffix}", ndcg)
+        del self._item_ND, self._event_ND

@@ -1,0 +1,257 @@
+"""A released checkpoint: a folder that needs neither Lightning nor DeepSpeed, and no pickle.
+
+released/
+  config.json          architecture, preprocessing, provenance
+  model.safetensors    weights, backbones included
+  id_map.parquet       item_row, item_id of the catalogue that was trained on
+  tokenizer/           where a transformers tower reads text
+  README.md            the card
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor
+
+from data_prep.records import ItemRecord
+from pretrain.batch import ItemBatch
+from pretrain.model import ModelConfig, TwoSpaceModel
+from pretrain.preprocess import Preprocessor, build_preprocessors, collate_items
+from pretrain.towers import TowerConfig, build_backbone
+from pretrain.user_encoder import UserEncoderConfig
+
+RELEASE_FORMAT = "triptych-release"
+RELEASE_VERSION = 1
+CONFIG_FILE, WEIGHTS_FILE, ID_MAP_FILE = "config.json", "model.safetensors", "id_map.parquet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseConfig:
+    """Everything beside the weights. Plain JSON values throughout."""
+
+    model: ModelConfig
+    architectures: dict[str, dict[str, Any]]
+    """Modality → what `Backbone.architecture()` says."""
+
+    feature_widths: dict[str, int]
+    text_fields: tuple[str, ...]
+    vector_widths: dict[str, int]
+    num_items: int
+    dataset: str
+    dataset_fingerprint: str
+    """SHA-256 of the manifest of the dataset that was trained on."""
+
+    newest_event: int
+    """Newest event that training has seen, unix milliseconds."""
+
+    valid_start: int
+    """The cut-off of the dataset that was trained on, unix milliseconds."""
+
+    format: str = RELEASE_FORMAT
+    version: int = RELEASE_VERSION
+
+    def to_json(self) -> str:
+        """As config.json holds it."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str, *, source: Path) -> ReleaseConfig:
+        """Read config.json.
+
+        Raises:
+            ValueError: not a release, or of another version.
+        """
+        entry = json.loads(text)
+        found = (entry.get("format"), entry.get("version")) if isinstance(entry, dict) else None
+        if found != (RELEASE_FORMAT, RELEASE_VERSION):
+            raise ValueError(
+                f"{source}: found format and version {found}, this code reads "
+                f"{(RELEASE_FORMAT, RELEASE_VERSION)}; run python -m pretrain export again"
+            )
+        model = entry["model"]
+        model["towers"] = {name: TowerConfig(**one) for name, one in model["towers"].items()}
+        model["user"] = UserEncoderConfig(**model["user"])
+        entry["model"] = ModelConfig(**model)
+        entry["text_fields"] = tuple(entry["text_fields"])
+        return cls(**entry)
+
+
+class Release:
+    """Both encoders, ready to use."""
+
+    def __init__(
+        self, config: ReleaseConfig, *, folder: Path, model: TwoSpaceModel, item_ids: pa.Array
+    ) -> None:
+        self.config = config
+        self.folder = folder
+        self.model = model.eval().requires_grad_(False)
+        self.item_ids = item_ids
+        self.preprocessors: dict[str, Preprocessor] = build_preprocessors(
+            config.model.towers,
+            text_fields=config.text_fields,
+            vector_widths=config.vector_widths,
+            tokenizer_dir=folder / "tokenizer",
+        )
+
+    @property
+    def newest_event(self) -> int:
+        """Newest event that training has seen, unix milliseconds."""
+        return self.config.newest_event
+
+    @property
+    def width(self) -> int:
+        """Width D of the shared space."""
+        return self.config.model.width
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights file."""
+        return file_sha256(self.folder / WEIGHTS_FILE)
+
+    def encode_items(self, records: Sequence[ItemRecord]) -> Tensor:
+        """Content → unit vectors [n, D], by content alone; missing modalities are normal."""
+        prepared = [
+            {name: one.one(record) for name, one in self.preprocessors.items()}
+            for record in records
+        ]
+        batch = collate_items(range(len(records)), prepared, preprocessors=self.preprocessors)
+        return self.encode_batch(batch)
+
+    @torch.inference_mode()
+    def encode_batch(self, items: ItemBatch) -> Tensor:
+        """Prepared content or cached features → unit vectors [n, D]."""
+        vectors: Tensor = self.model.item_encoder(items).fused_nD
+        return vectors
+
+    @torch.inference_mode()
+    def add_ids(self, item_nD: Tensor, item_ids: pa.Array) -> tuple[Tensor, Tensor]:
+        """Add what training learnt of these very items to their content vectors.
+
+        Args:
+            item_nD: from `encode_items`, in the order of `item_ids`.
+            item_ids: ids as in the catalogue that was trained on; unknown ones stay content only.
+
+        Returns:
+            Vectors to retrieve with [n, D], and vectors as events of a history [n, D].
+        """
+        import pyarrow.compute as pc
+
+        ids = item_ids if item_ids.type == self.item_ids.type else item_ids.cast(pa.string())
+        known = self.item_ids if ids.type == self.item_ids.type else self.item_ids.cast(pa.string())
+        rows = pc.index_in(ids, value_set=known).fill_null(-1).to_numpy(zero_copy_only=False)
+        rows_n = torch.from_numpy(rows.astype(np.int64))
+        from pretrain.item_encoder import ItemVectors
+
+        vectors = ItemVectors(item_nD, {}, item_nD.new_zeros(len(item_nD), 0))
+        return self.model.encode_items(vectors, rows_n.clamp(min=0), hidden_n=rows_n < 0)
+
+    @torch.inference_mode()
+    def encode_histories(
+        self, event_ND: Tensor, history_BL: Tensor, times_BL: Tensor, at_times_B: Tensor
+    ) -> Tensor:
+        """Users' unit vectors [B, D] at a moment.
+
+        Args:
+            event_ND: vectors of all items as events of a history, from `add_ids` (or the column
+                `event` that `python -m pretrain embed` writes).
+            history_BL: rows of `event_ND`, oldest first, -1 after the last; longer ones keep
+                their latest `history_length` events. Empty histories are fine.
+            times_BL: unix milliseconds of the events.
+            at_times_B: the moment; no event may be at or after it.
+
+        Raises:
+            ValueError: an event at or after its moment.
+        """
+        length = self.config.model.user.history_length
+        mask_BL = history_BL >= 0
+        late_B = (mask_BL & (times_BL >= at_times_B[:, None])).any(1)
+        if bool(late_B.any()):
+            row = int(late_B.nonzero()[0])
+            raise ValueError(
+                f"history {row} holds an event at or after its moment {int(at_times_B[row])} ms; "
+                "a history holds what happened strictly before"
+            )
+        if history_BL.shape[1] > length:
+            count_B1 = mask_BL.sum(1, keepdim=True)
+            place_BL = (count_B1 - length).clamp(min=0) + torch.arange(length)
+            inside_BL = place_BL < count_B1
+            place_BL = place_BL.clamp(max=history_BL.shape[1] - 1)
+            history_BL = torch.where(inside_BL, history_BL.gather(1, place_BL), -1)
+            times_BL = torch.where(inside_BL, times_BL.gather(1, place_BL), 0)
+        states_BSD = self.model.encode_histories(event_ND, history_BL=history_BL, times_BL=times_BL)
+        count_B = (history_BL >= 0).sum(1)
+        return states_BSD[torch.arange(len(count_B)), count_B]
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_released(path: Path | str) -> Release:
+    """Load a released checkpoint. Needs neither Lightning nor DeepSpeed; never unpickles.
+
+    Raises:
+        ValueError: not a release, another version, or weights that do not fit the config.
+    """
+    folder = Path(path)
+    for name in (CONFIG_FILE, WEIGHTS_FILE, ID_MAP_FILE):
+        if not (folder / name).is_file():
+            raise ValueError(
+                f"{folder}: no {name}, so it is no released checkpoint; "
+                "write one with python -m pretrain export"
+            )
+    config = ReleaseConfig.from_json(
+        (folder / CONFIG_FILE).read_text(), source=folder / CONFIG_FILE
+    )
+    model = build_released_model(config)
+    try:
+        model.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    except RuntimeError as error:
+        raise ValueError(
+            f"{folder / WEIGHTS_FILE}: weights do not fit {CONFIG_FILE}: {error}"
+        ) from error
+    item_ids = pq.read_table(folder / ID_MAP_FILE)["item_id"].combine_chunks()
+    return Release(config, folder=folder, model=model, item_ids=item_ids)
+
+
+def build_released_model(config: ReleaseConfig) -> TwoSpaceModel:
+    """The architecture of a release, weights still random."""
+    backbones = {
+        name: build_backbone(name, tower, saved=config.architectures[name])
+        for name, tower in config.model.towers.items()
+    }
+    return TwoSpaceModel(
+        config.model,
+        backbones=backbones,
+        feature_widths=config.feature_widths,
+        num_items=config.num_items,
+    )
+
+
+def raw_features(
+    features: Mapping[str, Tensor], presence: Mapping[str, Tensor]
+) -> NDArray[np.float32]:
+    """Off-the-shelf content [n, F]: unit features of all modalities, zeros where absent."""
+    parts = []
+    for name, features_pF in features.items():
+        present_n = presence[name]
+        part_nF = torch.zeros(len(present_n), features_pF.shape[1])
+        if bool(present_n.any()):
+            part_nF[present_n] = torch.nn.functional.normalize(features_pF.float().cpu(), dim=-1)
+        parts.append(part_nF)
+    return torch.cat(parts, dim=1).numpy()

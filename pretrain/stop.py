@@ -1,0 +1,77 @@
+"""Stop at a batch end when asked to, save, and say in a file how the run ended.
+
+Slurm sends USR1 before preemption and time limits. A handler that does more than set a flag hangs
+or saves from the wrong process (see slurm/README.md), so the ranks agree at a batch end, all save,
+and the batch script requeues by the file REQUEUE. DONE, not an exit code, is the sign of success.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from pretrain.collectives import sum_over_ranks
+
+log = logging.getLogger(__name__)
+
+STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+
+
+class StopOnSignal(pl.Callback):
+    """Turns SIGUSR1 and SIGTERM into a checkpoint and an orderly end."""
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self.stopped = False
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received.append(number)
+
+    def listen(self) -> None:
+        """Take over both signals."""
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._note)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Listen from the start; the last run's files say nothing about this one."""
+        self.listen()
+        if trainer.is_global_zero:
+            for name in ("DONE", "REQUEUE"):
+                (Path(trainer.default_root_dir) / name).unlink(missing_ok=True)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listen again: Lightning has set handlers of its own."""
+        self.listen()
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,  # noqa: ANN401 - Lightning's own
+        batch: Any,  # noqa: ANN401 - Lightning's own
+        batch_idx: int,
+    ) -> None:
+        """Agree with the other ranks; save and stop."""
+        asked = torch.tensor(float(bool(self.received)), device=pl_module.device)
+        if self.stopped or not sum_over_ranks(asked):
+            return
+        self.stopped = True
+        checkpoint = trainer.checkpoint_callback
+        assert isinstance(checkpoint, pl.callbacks.ModelCheckpoint)
+        checkpoint._save_last_checkpoint(trainer, checkpoint._monitor_candidates(trainer))
+        log.warning("asked to stop: saved at step %d", trainer.global_step)
+        trainer.should_stop = True
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write DONE or REQUEUE; a late signal must not fail a run that has finished."""
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        if trainer.is_global_zero:
+            name = "REQUEUE" if self.stopped else "DONE"
+            (Path(trainer.default_root_dir) / name).write_text(f"step {trainer.global_step}\n")

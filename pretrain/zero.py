@@ -1,0 +1,62 @@
+"""DeepSpeed ZeRO under Lightning, on CUDA as Lightning has it and on CPU with gloo.
+
+Lightning's strategy refuses everything but CUDA, though DeepSpeed itself runs on CPU. With these
+overrides a laptop and CI exercise the same engine, partitioning and checkpoints as a GPU node.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from lightning_fabric.utilities.seed import reset_seed
+from pytorch_lightning.accelerators import CPUAccelerator
+from pytorch_lightning.strategies import DeepSpeedStrategy
+
+# DeepSpeed picks its accelerator when it is first imported; without this it warns of missing CUDA.
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+class ZeroStrategy(DeepSpeedStrategy):
+    """ZeRO (Rajbhandari et al., SC 2020): optimizer state, gradients and parameters partitioned."""
+
+    def __init__(self, stage: int = 2, **settings: Any) -> None:  # noqa: ANN401 - Lightning's own
+        """Partition over the ranks.
+
+        Args:
+            stage: 1 optimizer state; 2 gradients too; 3 parameters too.
+            settings: passed on to Lightning's DeepSpeedStrategy.
+        """
+        if stage not in (1, 2, 3):
+            raise ValueError(f"ZeRO stage must be 1, 2 or 3, got {stage}")
+        # Our losses sum over ranks with gradient, so the average over ranks must stay exact.
+        super().__init__(stage=stage, zero_allow_untested_optimizer=True, **settings)
+
+    @property
+    def _on_cpu(self) -> bool:
+        return isinstance(self.accelerator, CPUAccelerator)
+
+    @property
+    def root_device(self) -> torch.device:
+        """This process's device; DeepSpeed wants an index on a CPU too."""
+        return torch.device("cpu", 0) if self._on_cpu else super().root_device
+
+    def setup_environment(self) -> None:
+        """Start the process group."""
+        if not self._on_cpu:
+            super().setup_environment()
+            return
+        assert self.accelerator is not None
+        self.accelerator.setup_device(torch.device("cpu"))
+        self.setup_distributed()
+
+    def setup_distributed(self) -> None:
+        """Start the process group; on CPU without Lightning's look at CUDA device indices."""
+        if not self._on_cpu:
+            super().setup_distributed()
+            return
+        reset_seed()
+        self.set_world_ranks()
+        self._init_deepspeed_distributed()
