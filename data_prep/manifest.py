@@ -70,6 +70,8 @@ class Manifest:
     """The resolved settings of `python -m data_prep shard`."""
     extra: dict[str, Any] = field(default_factory=dict)
     """What the raw tables came with, such as the toy world's best reachable AUC."""
+    source_fingerprint: str = ""
+    """Digest of the settings and of the raw files' names, sizes and times of change."""
     format: str = FORMAT
     schema_version: int = SCHEMA_VERSION
 

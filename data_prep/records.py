@@ -44,7 +44,10 @@ RESERVED_ITEM_COLUMNS = (
     "first_time",
 )
 RESERVED_USER_COLUMNS = ("user_row", "user_id")
-RESERVED_CONTEXT_COLUMNS = ("user_row", "item_row", "time", "label")
+RESERVED_CONTEXT_COLUMNS = (
+    *("user_row", "item_row", "time", "label", "user_id", "item_id"),
+    *("raw_time", "raw_label", "cause", "known_id"),
+)
 
 USER_MEMBERS: dict[str, np.dtype[np.generic]] = {
     "users.npy": np.dtype(np.uint32),
@@ -81,6 +84,11 @@ def item_index(shard: int) -> str:
 def user_tar(shard: int) -> str:
     """Path of a user tar inside the dataset folder."""
     return f"users/users-{shard:06d}.tar"
+
+
+def user_index(shard: int) -> str:
+    """Path of a user tar's sidecar index; its `item_row` counts blocks."""
+    return f"users/users-{shard:06d}.index.arrow"
 
 
 def impressions_file(split: Split) -> str:

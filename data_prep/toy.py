@@ -167,7 +167,7 @@ def _item_chunks(
                 "description": pa.array(descriptions, pa.string(), mask=no_text),
                 "image": pa.array(images, pa.binary(), mask=no_image),
                 "category": [CATEGORIES[category] for category in part["category"]],
-                "price": np.round(items.price[here], 2),
+                "price": np.round(items.price[here].astype(np.float64), 2),
                 "arrival": pa.array(items.arrival[here], pa.timestamp("ms", tz="UTC")),
             }
         )

@@ -1,0 +1,117 @@
+"""Command lines of data_prep: toy, shard, verify."""
+
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from data_prep.settings import ShardConfig
+from data_prep.shard import RunConfig, shard_dataset
+from data_prep.toy import ToyConfig, make_toy
+from data_prep.verify import VerifyConfig, find_damage
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+    from data_prep.manifest import Manifest
+
+logger = logging.getLogger(__name__)
+
+DAMAGED = 1
+USER_ERROR = 2
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; what the user can put right is said in one line, with exit code 2."""
+    from jsonargparse import ArgumentError
+
+    level = os.environ.get("TRIPTYCH_LOG", "INFO").upper()
+    logging.basicConfig(level=level, format="%(levelname).1s %(message)s", stream=sys.stderr)
+    parser = build_parser()
+    try:
+        settings = parser.parse_args(arguments)
+        return _run(parser, settings)
+    except (ArgumentError, ValueError, OSError) as error:
+        logger.debug("where it happened", exc_info=True)
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        return USER_ERROR
+
+
+def build_parser() -> "ArgumentParser":
+    """The parser of all commands; every setting is a flag and a key of the --config YAML."""
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog="python -m data_prep",
+        description="Raw tables to a dataset folder: items/*.tar, users/*.tar and CTR splits.",
+        exit_on_error=False,
+    )
+    commands = parser.add_subcommands(dest="command")
+    for name, parts, text in (
+        ("toy", [ToyConfig], "a made-up world whose best reachable AUC is known"),
+        ("shard", [ShardConfig, RunConfig], "raw tables to a dataset folder"),
+        ("verify", [VerifyConfig], "a dataset folder against its manifest"),
+    ):
+        command = ArgumentParser(description=text, exit_on_error=False)
+        command.add_argument("--config", action="config", help="YAML file with these settings.")
+        for part in parts:
+            command.add_class_arguments(part, as_group=False)
+        commands.add_subcommand(name, command, help=text)
+    return parser
+
+
+def _run(parser: "ArgumentParser", settings: "Namespace") -> int:
+    command = settings.command
+    values = parser.instantiate(settings)[command].as_dict()
+    values.pop("config")
+    match command:
+        case "toy":
+            truth = make_toy(ToyConfig(**values))
+            print(
+                f"{truth.num_events:,} events, {truth.num_impressions:,} impressions "
+                f"(click rate {truth.click_rate:.3f}); best reachable AUC on the test period "
+                f"{truth.best_reachable_auc:.4f}, over its cold items (share "
+                f"{truth.cold_share:.3f}) {truth.best_reachable_auc_cold:.4f}"
+            )
+        case "shard":
+            run_fields = RunConfig.__dataclass_fields__
+            run = RunConfig(**{name: values.pop(name) for name in run_fields})
+            manifest = shard_dataset(ShardConfig(**values), run)
+            if manifest is not None:
+                _print_report(manifest)
+        case "verify":
+            damage = list(find_damage(VerifyConfig(**values).dataset_dir))
+            for line in damage:
+                print(line)
+            print(f"{len(damage)} problems" if damage else "intact")
+            return DAMAGED if damage else 0
+    return 0
+
+
+def _print_report(manifest: "Manifest") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    filters = Table("step", "rows in", "rows out", title=f"{manifest.name}: rows")
+    for step in manifest.filters:
+        filters.add_row(step.step, f"{step.rows_in:,}", f"{step.rows_out:,}")
+    causes = Table("cause", "records", title="quarantine")
+    for cause, count in manifest.quarantine.items():
+        causes.add_row(cause, f"{count:,}")
+    counts = Table("what", "count", title="dataset")
+    for name, count in manifest.counts.items():
+        counts.add_row(name, f"{count:,}")
+    console = Console()
+    console.print(filters)
+    console.print(causes if manifest.quarantine else "quarantine: empty")
+    console.print(counts)
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

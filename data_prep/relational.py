@@ -1,0 +1,324 @@
+"""The relational step, in Ibis on DuckDB and out of core: raw tables to rows, cut-offs and splits.
+
+It writes a hidden work folder inside the dataset folder, from which the content step of any part
+can be run: items, users, events, and the items' raw content in the order of the rows.
+"""
+
+import logging
+import math
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_prep.catalogue import Catalogue, read_catalogue, read_users
+from data_prep.cleaning import Ledger, clean_log, count_rows
+from data_prep.manifest import Cutoffs, Features
+from data_prep.parquet_files import write_parquet
+from data_prep.records import SPLITS, impressions_file
+from data_prep.settings import FilterConfig, ShardConfig, SplitConfig, expand_path, parse_time
+from data_prep.sources import stream
+from data_prep.work import TablesReport, WorkFiles, source_fingerprint
+
+if TYPE_CHECKING:
+    import ibis
+    import ibis.expr.types as ir
+
+logger = logging.getLogger(__name__)
+
+ROW_GROUP_ROWS = 131_072
+
+
+def build_tables(config: ShardConfig) -> TablesReport:
+    """Run the relational step, or keep its result where settings and raw files are the same."""
+    import duckdb
+    import ibis
+
+    dataset_dir = expand_path(config.dataset_dir, setting="dataset_dir")
+    work = WorkFiles(dataset_dir)
+    fingerprint = source_fingerprint(config)
+    if work.report.is_file() and (kept := TablesReport.load(work)).fingerprint == fingerprint:
+        logger.info("tables: kept, nothing changed since they were made")
+        return kept
+    work.clear_dataset()
+    work.dir.mkdir(parents=True)
+    con = ibis.duckdb.connect(
+        work.dir / "relational.duckdb",
+        memory_limit=config.memory_limit,
+        threads=config.duckdb_threads,
+        temp_directory=str(work.dir / "spill"),
+    )
+    try:
+        report = _Relational(con, config, work=work, fingerprint=fingerprint).run()
+    except duckdb.Error as error:
+        raise ValueError(
+            f"{config.name}: DuckDB could not finish ({str(error).splitlines()[0]}); "
+            f"memory_limit is {config.memory_limit}, correct the raw tables or raise it"
+        ) from error
+    finally:
+        con.disconnect()
+        (work.dir / "relational.duckdb").unlink(missing_ok=True)
+        shutil.rmtree(work.dir / "spill", ignore_errors=True)
+    report.save(work)
+    return report
+
+
+class _Relational:
+    """One run of the step; its methods are in the order they are called."""
+
+    def __init__(
+        self,
+        con: "ibis.BaseBackend",
+        config: ShardConfig,
+        *,
+        work: WorkFiles,
+        fingerprint: str,
+    ) -> None:
+        self.con = con
+        self.config = config
+        self.work = work
+        self.fingerprint = fingerprint
+        self.ledger = Ledger()
+
+    def run(self) -> TablesReport:
+        """Write every table and say what is in them."""
+        catalogue = read_catalogue(self.con, self.config.items, ledger=self.ledger)
+        interactions = self._clean("interactions", catalogue)
+        impressions = self._clean("impressions", catalogue) if self.config.impressions else None
+        interactions = self.con.create_table(
+            "deduplicated",
+            drop_duplicates(interactions, self.config.filter, ledger=self.ledger),
+        )
+        cutoffs = find_cutoffs(self.config.split, interactions)
+        interactions = keep_core(
+            self.con,
+            interactions,
+            settings=self.config.filter,
+            cutoffs=cutoffs,
+            ledger=self.ledger,
+        )
+        users = self._number_users(interactions, impressions)
+        events = self._write_events(interactions, users)
+        counts, newest, newest_train = self._count_events(events, cutoffs)
+        self._write_catalogue(catalogue, events, cutoffs)
+        read_users(
+            self.con, self.config.users, users=users, path=self.work.users, rows=ROW_GROUP_ROWS
+        )
+        if impressions is not None:
+            counts |= self._write_impressions(impressions, users, cutoffs)
+        self._check_splits(counts, cutoffs, newest)
+        counts |= {"items": catalogue.num_items, "users": count_rows(users)}
+        context = self.config.impressions.features if self.config.impressions else {}
+        return TablesReport(
+            fingerprint=self.fingerprint,
+            cutoffs=cutoffs,
+            newest_event=newest,
+            newest_train_event=newest_train,
+            counts=counts | {"items_per_shard": self.config.items_per_shard},
+            features=Features(
+                item=self.config.items.features,
+                user=self.config.users.features if self.config.users else {},
+                context=context,
+            ),
+            text_fields=self.config.items.texts,
+            vector_widths=catalogue.vector_widths,
+            quarantine=self.ledger.quarantine,
+            filters=self.ledger.filters,
+        )
+
+    def _clean(self, setting: str, catalogue: Catalogue) -> "ir.Table":
+        return clean_log(
+            self.con,
+            getattr(self.config, setting),
+            setting=setting,
+            catalogue=catalogue.rows,
+            dataset_dir=self.work.dataset_dir,
+            ledger=self.ledger,
+        )
+
+    def _number_users(self, interactions: "ir.Table", impressions: "ir.Table | None") -> "ir.Table":
+        """user_id to user_row: everyone with an event or an impression, in order of id."""
+        import ibis
+
+        ids = interactions.select("user_id")
+        if impressions is not None:
+            if impressions.user_id.type() != ids.user_id.type():
+                raise ValueError(
+                    f"impressions: user ids are {impressions.user_id.type()}, but those of the "
+                    f"interactions are {ids.user_id.type()}; expected one type, convert a table"
+                )
+            ids = ids.union(impressions.select("user_id"))
+        ids = ids.distinct()
+        row = ibis.row_number().over(order_by=ids.user_id).cast("int32")
+        return self.con.create_table("users_numbered", ids.mutate(user_row=row))
+
+    def _write_events(self, interactions: "ir.Table", users: "ir.Table") -> "ir.Table":
+        """Every user's events in time order."""
+        names = ["user_row", "time", "item_row", "label"]
+        names += ["weight"] if "weight" in interactions.columns else []
+        events = self.con.create_table(
+            "events", interactions.inner_join(users, "user_id").select(*names)
+        )
+        self._write(events.order_by(names), self.work.events)
+        return events
+
+    def _count_events(
+        self, events: "ir.Table", cutoffs: Cutoffs
+    ) -> tuple[dict[str, int], int, int]:
+        train = events.time < cutoffs.valid_start
+        test = events.time >= cutoffs.test_start
+        (totals,) = (
+            events.aggregate(
+                events=events.count(),
+                train_events=train.sum(),
+                valid_events=(~train & ~test).sum(),
+                test_events=test.sum(),
+                positives=(events.label == 1).sum(),
+                train_positives=(train & (events.label == 1)).sum(),
+                newest=events.time.max(),
+                newest_train=events.time.max(where=train),
+            )
+            .to_pyarrow()
+            .to_pylist()
+        )
+        counts = {name: int(value or 0) for name, value in totals.items()}
+        return counts, counts.pop("newest"), counts.pop("newest_train")
+
+    def _write_catalogue(self, catalogue: Catalogue, events: "ir.Table", cutoffs: Cutoffs) -> None:
+        """Items with popularity before `valid_start`, and arrival; then their raw content."""
+        trained = (events.label == 1) & (events.time < cutoffs.valid_start)
+        seen = events.group_by("item_row").aggregate(
+            train_count=trained.sum(), first_event=events.time.min()
+        )
+        items = catalogue.table.left_join(seen, "item_row")
+        items = items.select(
+            "item_row",
+            "item_id",
+            train_count=items.train_count.fill_null(0).cast("int64"),
+            first_time=items.arrival.fill_null(items.first_event).cast("int64"),
+            **{name: items[name] for name in self.config.items.features},
+        )
+        self._write(items.order_by("item_row"), self.work.items)
+        # A row group is a tar, so that any part finds its items without reading the others'.
+        content = catalogue.content.order_by("item_row")
+        self._write(content, self.work.content, rows=self.config.items_per_shard)
+
+    def _write_impressions(
+        self, impressions: "ir.Table", users: "ir.Table", cutoffs: Cutoffs
+    ) -> dict[str, int]:
+        assert self.config.impressions is not None
+        joined = impressions.inner_join(users, "user_id")
+        shown = joined.select(
+            "user_row",
+            "item_row",
+            "time",
+            label=joined.label.cast("float32"),
+            **{name: joined[name] for name in self.config.impressions.features},
+        )
+        inside = {
+            "train": shown.time < cutoffs.valid_start,
+            "valid": (shown.time >= cutoffs.valid_start) & (shown.time < cutoffs.test_start),
+            "test": shown.time >= cutoffs.test_start,
+        }
+        counts = {}
+        for split in SPLITS:
+            part = shown.filter(inside[split]).order_by(["time", "user_row", "item_row", "label"])
+            path = self.work.dataset_dir / impressions_file(split)
+            counts[f"impressions_{split}"] = self._write(part, path)
+        return counts
+
+    def _check_splits(self, counts: dict[str, int], cutoffs: Cutoffs, newest: int) -> None:
+        """Refuse a dataset with nothing to learn from, to choose on or to test on."""
+        wanted = ["train_positives", "valid_events", "test_events"]
+        wanted += [name for name in counts if name.startswith("impressions_")]
+        if empty := [name for name in wanted if counts[name] == 0]:
+            found = ", ".join(f"{name} {counts[name]:,}" for name in wanted)
+            raise ValueError(
+                f"{self.config.name}: found nothing for {' and '.join(empty)} ({found}; "
+                f"valid_start {_iso(cutoffs.valid_start)}, test_start "
+                f"{_iso(cutoffs.test_start)}, newest event {_iso(newest)}), expected some in "
+                "every split; correct `split` or loosen `filter`"
+            )
+
+    def _write(self, table: "ir.Table", path: Path, *, rows: int = ROW_GROUP_ROWS) -> int:
+        return write_parquet(
+            stream(self.con, table, rows=rows), path, schema=table.schema().to_pyarrow()
+        )
+
+
+def drop_duplicates(events: "ir.Table", settings: FilterConfig, *, ledger: Ledger) -> "ir.Table":
+    """One event where the settings say that several are the same."""
+    import ibis
+
+    if settings.duplicates == "keep_all":
+        return events
+    same = ["user_id", "item_row"]
+    same += ["time"] if settings.duplicates == "keep_exact_once" else []
+    order = [events.time, ibis.desc("label")]
+    order += [ibis.desc("weight")] if "weight" in events.columns else []
+    rank = ibis.row_number().over(group_by=[events[name] for name in same], order_by=order)
+    kept = events.mutate(rank=rank).filter(lambda row: row["rank"] == 0).drop("rank")
+    ledger.passed(
+        f"interactions: duplicates ({settings.duplicates})",
+        rows_in=count_rows(events),
+        rows_out=count_rows(kept),
+    )
+    return kept
+
+
+def find_cutoffs(settings: SplitConfig, events: "ir.Table") -> Cutoffs:
+    """The cut-offs as given, or as quantiles of the events' times (linear, as numpy's)."""
+    if settings.valid_start is not None and settings.test_start is not None:
+        return Cutoffs(
+            valid_start=parse_time(settings.valid_start, name="split.valid_start"),
+            test_start=parse_time(settings.test_start, name="split.test_start"),
+        )
+
+    def quantile(share: float | None) -> int:
+        value = events.time.cast("float64").quantile(share).to_pyarrow().as_py()
+        return math.ceil(value) if value is not None else 0
+
+    return Cutoffs(
+        valid_start=quantile(settings.valid_quantile), test_start=quantile(settings.test_quantile)
+    )
+
+
+def keep_core(
+    con: "ibis.BaseBackend",
+    events: "ir.Table",
+    *,
+    settings: FilterConfig,
+    cutoffs: Cutoffs,
+    ledger: Ledger,
+) -> "ir.Table":
+    """The k-core of the training events, and every later event.
+
+    Users and items are dropped in turn until all that stay have enough events. Counting later
+    events would choose the training data by what is to be predicted.
+    """
+    limits = {"user_id": settings.min_user_events, "item_row": settings.min_item_events}
+    if not any(limits.values()):
+        return events
+    core = events.filter(events.time < cutoffs.valid_start)
+    rows_in = rows = count_rows(core)
+    for turn in range(rows_in + 1):
+        for key, limit in limits.items():
+            enough = core.group_by(key).aggregate(events=lambda row: row.count())
+            core = core.semi_join(enough.filter(enough.events >= limit), key)
+        core = con.create_table(f"core_{turn}", core)
+        if turn > 0:
+            con.drop_table(f"core_{turn - 1}")
+        before, rows = rows, count_rows(core)
+        if rows == before:
+            break
+    ledger.passed(
+        f"interactions: k-core of training events (users {settings.min_user_events}, "
+        f"items {settings.min_item_events})",
+        rows_in=rows_in,
+        rows_out=rows,
+    )
+    return core.union(events.filter(events.time >= cutoffs.valid_start))
+
+
+def _iso(time_ms: int) -> str:
+    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="seconds")

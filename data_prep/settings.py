@@ -1,0 +1,282 @@
+"""Settings of `python -m data_prep shard`: where the raw tables lie and what their columns mean."""
+
+import os
+import re
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from data_prep.records import (
+    RESERVED_CONTEXT_COLUMNS,
+    RESERVED_ITEM_COLUMNS,
+    RESERVED_USER_COLUMNS,
+    FeatureType,
+)
+
+TimeUnit = Literal["auto", "s", "ms", "us", "date", "timestamp"]
+"""How times are written. auto: the column is a timestamp or a date, or text in ISO 8601."""
+VECTOR_NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InteractionColumns:
+    """The log that users' histories are made of."""
+
+    path: str
+    """Parquet, CSV or JSONL: a file, or a pattern such as `log/*.parquet`; ${VARIABLES} expand."""
+    user: str = "user_id"
+    """Column of user ids, integers or text."""
+    item: str = "item_id"
+    """Column of item ids, integers or text."""
+    time: str = "timestamp"
+    """Column of times."""
+    time_unit: TimeUnit = "auto"
+    """How times are written; numbers need s, ms or us."""
+    label: str | None = None
+    """Column that tells positive from negative events; null: every event is positive."""
+    positive_from: float | None = None
+    """Labels of at least this are positive; null: the label column holds 0 and 1 only."""
+    weight: str | None = None
+    """Column of event weights, 0 or more."""
+
+    def __post_init__(self) -> None:
+        if self.positive_from is not None and self.label is None:
+            raise ValueError(
+                "interactions.positive_from: found a threshold but no interactions.label; "
+                "name the label's column, or leave both out"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemColumns:
+    """The catalogue and its content."""
+
+    path: str
+    """Parquet, CSV or JSONL: a file, or a pattern; ${VARIABLES} expand."""
+    item: str = "item_id"
+    """Column of item ids, integers or text, each once."""
+    image: str | None = None
+    """Column of pictures: their bytes, or paths of files under `image_dir`."""
+    image_dir: str | None = None
+    """Folder of the picture files; null: the column holds bytes."""
+    texts: list[str] = field(default_factory=list)
+    """Text columns, each kept as a field of its own."""
+    vectors: dict[str, str] = field(default_factory=dict)
+    """Given vectors: name of the vector to its column, a list of numbers."""
+    arrival: str | None = None
+    """Column of the time since when the item exists; null: the time of its first event."""
+    arrival_unit: TimeUnit = "auto"
+    """How arrival times are written."""
+    features: dict[str, FeatureType] = field(default_factory=dict)
+    """Feature columns and their types."""
+
+    def __post_init__(self) -> None:
+        for name in self.vectors:
+            if not VECTOR_NAME.fullmatch(name):
+                raise ValueError(
+                    f"items.vectors: found the name {name!r}, expected lower-case letters, "
+                    "digits and _; rename it"
+                )
+        reserved = (*RESERVED_ITEM_COLUMNS, *(f"has_{name}" for name in self.vectors))
+        _check_features("items.features", self.features, reserved=reserved)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserColumns:
+    """What is known of users beside their events."""
+
+    path: str
+    """Parquet, CSV or JSONL: a file, or a pattern; ${VARIABLES} expand."""
+    user: str = "user_id"
+    """Column of user ids, each once."""
+    features: dict[str, FeatureType] = field(default_factory=dict)
+    """Feature columns and their types."""
+
+    def __post_init__(self) -> None:
+        _check_features("users.features", self.features, reserved=RESERVED_USER_COLUMNS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImpressionColumns:
+    """What was shown and whether it was clicked: the CTR task."""
+
+    path: str
+    """Parquet, CSV or JSONL; may be the interactions' file. ${VARIABLES} expand."""
+    user: str = "user_id"
+    """Column of user ids."""
+    item: str = "item_id"
+    """Column of item ids."""
+    time: str = "timestamp"
+    """Column of times."""
+    time_unit: TimeUnit = "auto"
+    """How times are written; numbers need s, ms or us."""
+    label: str = "label"
+    """Column of the click."""
+    positive_from: float | None = None
+    """Labels of at least this are clicks; null: the column holds 0 and 1 only."""
+    features: dict[str, FeatureType] = field(default_factory=dict)
+    """Context features known before the impression, and their types."""
+
+    def __post_init__(self) -> None:
+        _check_features("impressions.features", self.features, reserved=RESERVED_CONTEXT_COLUMNS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """The two cut-offs: train < valid_start <= valid < test_start <= test.
+
+    Give both as times, or both as quantiles of the interactions' times.
+    """
+
+    valid_start: str | None = None
+    """ISO 8601 (UTC where no zone is given) or unix seconds."""
+    test_start: str | None = None
+    """ISO 8601 (UTC where no zone is given) or unix seconds."""
+    valid_quantile: float | None = None
+    """Share of the interactions before `valid_start`."""
+    test_quantile: float | None = None
+    """Share of the interactions before `test_start`."""
+
+    def __post_init__(self) -> None:
+        times = [self.valid_start, self.test_start]
+        quantiles = [self.valid_quantile, self.test_quantile]
+        given = [sum(value is not None for value in pair) for pair in (times, quantiles)]
+        if sorted(given) != [0, 2]:
+            raise ValueError(
+                "split: expected both valid_start and test_start, or both valid_quantile and "
+                f"test_quantile; found {[name for name, value in vars(self).items() if value]}"
+            )
+        if self.valid_quantile is not None and self.test_quantile is not None:
+            if not 0 < self.valid_quantile < self.test_quantile < 1:
+                raise ValueError(
+                    f"split: found valid_quantile {self.valid_quantile} and test_quantile "
+                    f"{self.test_quantile}, expected 0 < valid_quantile < test_quantile < 1"
+                )
+        elif self.valid_start is not None and self.test_start is not None:
+            valid = parse_time(self.valid_start, name="split.valid_start")
+            if not valid < (test := parse_time(self.test_start, name="split.test_start")):
+                raise ValueError(
+                    f"split: found valid_start {self.valid_start} and test_start "
+                    f"{self.test_start} ({valid} and {test} ms), expected the first to be earlier"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterConfig:
+    """What is left out of the log."""
+
+    duplicates: Literal["keep_exact_once", "keep_first", "keep_all"] = "keep_exact_once"
+    """keep_exact_once: of rows with the same user, item and time, one stays.
+    keep_first: of a user's events with an item, the earliest stays. keep_all: all stay."""
+    min_user_events: int = 0
+    """k-core: users with fewer events before `valid_start` lose these; 0 is off."""
+    min_item_events: int = 0
+    """k-core: items with fewer events before `valid_start` lose these; 0 is off.
+    Both count and remove training events only, so that validation and test stay as they are."""
+
+    def __post_init__(self) -> None:
+        for name in ("min_user_events", "min_item_events"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"filter.{name}: found {getattr(self, name)}, expected 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureConfig:
+    """How pictures are stored."""
+
+    short_side: int = 144
+    """Pixels; larger pictures are shrunk, smaller ones stay."""
+    max_megapixels: float = 50.0
+    """Larger pictures are refused before they are decoded."""
+    jpeg_quality: int = 87
+    """Quality of pictures that are encoded anew; JPEG of the right size passes through."""
+
+    def __post_init__(self) -> None:
+        if self.short_side < 8:
+            raise ValueError(f"pictures.short_side: found {self.short_side}, expected at least 8")
+        if self.max_megapixels <= 0:
+            raise ValueError(
+                f"pictures.max_megapixels: found {self.max_megapixels}, expected more than 0"
+            )
+        if not 1 <= self.jpeg_quality <= 100:
+            raise ValueError(f"pictures.jpeg_quality: found {self.jpeg_quality}, expected 1 to 100")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardConfig:
+    """Raw tables to a dataset folder."""
+
+    name: str
+    """Name of the dataset, written into its manifest."""
+    dataset_dir: str
+    """Folder to write; ${VARIABLES} expand."""
+    interactions: InteractionColumns
+    """The log that users' histories are made of."""
+    items: ItemColumns
+    """The catalogue and its content."""
+    split: SplitConfig
+    """The cut-offs."""
+    users: UserColumns | None = None
+    """What is known of users; null: nothing."""
+    impressions: ImpressionColumns | None = None
+    """The CTR task; null: none."""
+    filter: FilterConfig = field(default_factory=FilterConfig)
+    """What is left out of the log."""
+    pictures: PictureConfig = field(default_factory=PictureConfig)
+    """How pictures are stored."""
+    items_per_shard: int = 4096
+    """Items in one tar; a dataset's bytes depend on it, and not on the number of parts."""
+    memory_limit: str = "2GB"
+    """What DuckDB may use before it goes to disk."""
+    duckdb_threads: int = 2
+    """Threads of the relational step."""
+    extra: str | None = None
+    """JSON file whose content goes into the manifest, such as the toy world's truth.json."""
+
+    def __post_init__(self) -> None:
+        if self.items_per_shard < 1:
+            raise ValueError(f"items_per_shard: found {self.items_per_shard}, expected at least 1")
+        if self.duckdb_threads < 1:
+            raise ValueError(f"duckdb_threads: found {self.duckdb_threads}, expected at least 1")
+        if not re.fullmatch(r"\d+(\.\d+)? ?[KMGT]i?B", self.memory_limit):
+            raise ValueError(
+                f"memory_limit: found {self.memory_limit!r}, expected a size such as 8GB"
+            )
+
+
+def expand_path(path: str, *, setting: str) -> Path:
+    """Expand ~ and ${VARIABLES}; a variable that is not set is an error."""
+    expanded = os.path.expandvars(path)
+    if missing := re.search(r"\$\{?\w+\}?", expanded):
+        raise ValueError(
+            f"{setting}: found {path!r}, but {missing[0]} is not set; export it, or write the path"
+        )
+    return Path(expanded).expanduser()
+
+
+def parse_time(value: str, *, name: str) -> int:
+    """ISO 8601 or unix seconds to unix milliseconds."""
+    try:
+        return int(float(value) * 1000)
+    except ValueError:
+        pass  # not a number: it should be ISO 8601
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        raise ValueError(
+            f"{name}: found {value!r}, expected ISO 8601 such as 2025-02-15 or unix seconds"
+        ) from None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return int(moment.timestamp() * 1000)
+
+
+def _check_features(
+    setting: str, features: dict[str, FeatureType], *, reserved: tuple[str, ...]
+) -> None:
+    if clash := sorted(set(features) & set(reserved)):
+        raise ValueError(
+            f"{setting}: found {clash}, but these names are the dataset's own; "
+            "rename the columns in the raw table"
+        )

@@ -1,0 +1,113 @@
+"""`python -m data_prep shard`: raw tables to a dataset folder, whole or in stages and parts.
+
+On one machine `--stage all` does everything. On a cluster: `--stage tables` once, then
+`--stage content --part i --num_parts n` in an array of tasks, then `--stage manifest`.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from typing import Any, Literal
+
+from data_prep.finish import write_manifest
+from data_prep.item_shards import plan_item_shards, write_item_shard
+from data_prep.manifest import Manifest
+from data_prep.relational import build_tables
+from data_prep.settings import ShardConfig, expand_path
+from data_prep.user_shards import plan_user_shards, write_user_shard
+from data_prep.work import TablesReport, WorkFiles, source_fingerprint
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Which part of the work this process does."""
+
+    stage: Literal["all", "tables", "content", "manifest"] = "all"
+    """tables: relational step. content: this part's tars. manifest: check and close."""
+    part: int = 0
+    """Which part of the content step, from 0; an array task's number."""
+    num_parts: int = 1
+    """Parts of the content step."""
+    num_workers: int = 1
+    """Processes of the content step."""
+    keep_work: bool = False
+    """Keep the work folder of a finished dataset; without it a re-run starts anew."""
+
+    def __post_init__(self) -> None:
+        if self.num_parts < 1 or not 0 <= self.part < self.num_parts:
+            raise ValueError(
+                f"part: found part {self.part} of num_parts {self.num_parts}, "
+                "expected 0 <= part < num_parts"
+            )
+        if self.num_workers < 1:
+            raise ValueError(f"num_workers: found {self.num_workers}, expected at least 1")
+        if self.num_parts > 1 and self.stage != "content":
+            raise ValueError(
+                f"num_parts: found {self.num_parts} with stage {self.stage!r}, expected stage "
+                "'content'; the other stages are not divided"
+            )
+
+
+def shard_dataset(config: ShardConfig, run: RunConfig | None = None) -> Manifest | None:
+    """Do the stage; returns the manifest when the dataset is complete."""
+    run = run or RunConfig()
+    dataset_dir = expand_path(config.dataset_dir, setting="dataset_dir")
+    if (done := _finished(config)) is not None:
+        logger.info("%s: complete already, nothing to do", dataset_dir)
+        return done
+    if run.stage in ("all", "tables"):
+        build_tables(config)
+    if run.stage in ("all", "content"):
+        write_content(config, run)
+    if run.stage in ("all", "manifest"):
+        return write_manifest(config, keep_work=run.keep_work)
+    return None
+
+
+def write_content(config: ShardConfig, run: RunConfig) -> None:
+    """Write this part's tars; those that are finished stay."""
+    dataset_dir = expand_path(config.dataset_dir, setting="dataset_dir")
+    report = TablesReport.load(WorkFiles(dataset_dir))
+    report.check_made_from(config)
+    tasks: list[Callable[[], None]] = [
+        *(partial(write_item_shard, shard) for shard in plan_item_shards(config, report)),
+        *(partial(write_user_shard, shard) for shard in plan_user_shards(dataset_dir, report)),
+    ]
+    mine = tasks[run.part :: run.num_parts]
+    logger.info("content: part %d writes %d of %d tars", run.part, len(mine), len(tasks))
+    _run_tasks(mine, num_workers=run.num_workers)
+
+
+def _run_tasks(tasks: Sequence[Callable[[], None]], *, num_workers: int) -> None:
+    from rich.console import Console
+    from rich.progress import track
+
+    bar: dict[str, Any] = {"total": len(tasks), "console": Console(stderr=True)}
+    if num_workers == 1:
+        for task in track(tasks, "tars", **bar):
+            task()
+        return
+    # Not forked: DuckDB's threads may hold locks that a forked child would wait for for ever.
+    context = get_context("spawn")
+    with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
+        for _ in track(pool.map(_call, tasks), "tars", **bar):
+            pass
+
+
+def _call(task: Callable[[], None]) -> None:
+    task()
+
+
+def _finished(config: ShardConfig) -> Manifest | None:
+    """The manifest, where settings and raw files are those it was made from."""
+    dataset_dir = expand_path(config.dataset_dir, setting="dataset_dir")
+    try:
+        manifest = Manifest.load(dataset_dir)
+    except (FileNotFoundError, ValueError):
+        return None  # not there, or of another version: to be made
+    return manifest if manifest.source_fingerprint == source_fingerprint(config) else None

@@ -1,0 +1,126 @@
+"""`python -m data_prep verify`: a dataset folder against its manifest, down to the damaged item."""
+
+import hashlib
+import json
+import logging
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.content import read_index
+from data_prep.manifest import FileEntry, Manifest
+from data_prep.records import IMAGE_MEMBER, JSON_MEMBER, VECTOR_SUFFIX, block_key, decode_npy
+from data_prep.records import item_key as make_item_key
+from data_prep.tars import BLOCK, tar_header
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """Which dataset to check."""
+
+    dataset_dir: Path
+    """Dataset folder."""
+
+
+def find_damage(dataset_dir: Path) -> Iterator[str]:
+    """One line for each thing that is wrong, naming the file and, in a tar, the key."""
+    from rich.console import Console
+    from rich.progress import track
+
+    manifest = Manifest.load(dataset_dir)
+    entries = {entry.path: entry for entry in manifest.files}
+    for entry in track(manifest.files, "files", console=Console(stderr=True)):
+        path = dataset_dir / entry.path
+        if not path.is_file():
+            yield f"{entry.path}: missing; re-run python -m data_prep shard"
+            continue
+        payload = path.read_bytes()
+        damaged = hashlib.sha256(payload).hexdigest() != entry.sha256
+        if damaged:
+            size = f"{len(payload):,} bytes" if len(payload) != entry.bytes else "as many bytes"
+            yield (
+                f"{entry.path}: found {size} of other content, expected {entry.bytes:,} bytes "
+                f"with SHA-256 {entry.sha256[:12]}…; re-run python -m data_prep shard"
+            )
+        if not entry.path.endswith(".tar"):
+            continue
+        index = entries[entry.path.removesuffix(".tar") + ".index.arrow"]
+        yield from _check_members(dataset_dir, entry, index=index, payload=payload)
+        if not damaged:
+            yield from _read_with_webdataset(path, entry)
+    listed = {(dataset_dir / entry.path).resolve() for entry in manifest.files}
+    for found in sorted([*dataset_dir.glob("items/*.tar"), *dataset_dir.glob("users/*.tar")]):
+        if found.resolve() not in listed:
+            yield f"{found.relative_to(dataset_dir)}: found, but not in the manifest; remove it"
+
+
+def _check_members(
+    dataset_dir: Path, entry: FileEntry, *, index: FileEntry, payload: bytes
+) -> Iterator[str]:
+    """The tar's headers and payloads against the sidecar index."""
+    path = dataset_dir / index.path
+    if not path.is_file():
+        return  # reported where the index itself is checked
+    if hashlib.sha256(path.read_bytes()).hexdigest() != index.sha256:
+        return
+    table = read_index(path)
+    key_of = block_key if entry.path.startswith("users/") else make_item_key
+    for row, member, offset, size, crc32 in zip(
+        *(table[name].to_pylist() for name in table.column_names), strict=True
+    ):
+        name = f"{key_of(row)}.{member}"
+        header = payload[offset - BLOCK : offset]
+        body = payload[offset : offset + size]
+        if len(body) < size:
+            problem = "cut off"
+        elif header != tar_header(name, size):
+            problem = "damaged in its tar header"
+        elif zlib.crc32(body) != crc32:
+            problem = "damaged"
+        else:
+            continue
+        yield f"{entry.path}: key {key_of(row)}, member {member} is {problem}"
+
+
+def _read_with_webdataset(path: Path, entry: FileEntry) -> Iterator[str]:
+    """Every sample through plain webdataset, and every member through its decoder."""
+    import simplejpeg
+    import webdataset as wds
+
+    samples = 0
+    for sample in wds.WebDataset(str(path), shardshuffle=False):
+        samples += 1
+        try:
+            for member, payload in sample.items():
+                if member == IMAGE_MEMBER:
+                    simplejpeg.decode_jpeg_header(payload)
+                elif member == JSON_MEMBER:
+                    json.loads(payload)
+                elif member.endswith(VECTOR_SUFFIX):
+                    decode_npy(payload)
+            if "offsets.npy" in sample:
+                _check_block(sample)
+        except ValueError as error:
+            yield f"{entry.path}: key {sample['__key__']} cannot be read ({error})"
+    if samples != entry.samples:
+        yield (
+            f"{entry.path}: found {samples} samples with webdataset, expected {entry.samples}; "
+            "re-run python -m data_prep shard"
+        )
+
+
+def _check_block(sample: dict[str, bytes]) -> None:
+    """A block of users hangs together and is in time order."""
+    offsets = decode_npy(sample["offsets.npy"]).astype(np.int64)
+    times = decode_npy(sample["times.npy"]).astype(np.int64)
+    users = decode_npy(sample["users.npy"])
+    if len(offsets) != len(users) + 1 or offsets[0] != 0 or offsets[-1] != len(times):
+        raise ValueError(f"offsets do not fit {len(users)} users and {len(times)} events")
+    backwards = np.flatnonzero(np.diff(times) < 0) + 1
+    if not np.isin(backwards, offsets).all():
+        raise ValueError("a user's events are not in time order")

@@ -1,0 +1,100 @@
+"""The hidden work folder between the steps of `shard`, and what the relational step reports."""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.manifest import Cutoffs, Features, FilterCount
+from data_prep.records import MANIFEST_FILE, QUARANTINE_DIR, WORK_DIR, replace_file
+from data_prep.settings import ShardConfig
+from data_prep.sources import source_files
+
+
+class WorkFiles:
+    """Names inside the work folder."""
+
+    def __init__(self, dataset_dir: Path) -> None:
+        self.dataset_dir = dataset_dir
+        self.dir = dataset_dir / WORK_DIR
+        self.report = self.dir / "tables.json"
+        self.items = self.dir / "items.parquet"
+        self.users = self.dir / "users.parquet"
+        self.events = self.dir / "events.parquet"
+        self.content = self.dir / "content.parquet"
+
+    def item_receipt(self, shard: int) -> Path:
+        """What is known of a finished item tar."""
+        return self.dir / f"receipts/items-{shard:06d}.json"
+
+    def item_presence(self, shard: int) -> Path:
+        """Which of a finished tar's items have what."""
+        return self.dir / f"receipts/items-{shard:06d}.parquet"
+
+    def user_receipt(self, shard: int) -> Path:
+        """What is known of a finished user tar."""
+        return self.dir / f"receipts/users-{shard:06d}.json"
+
+    def clear_dataset(self) -> None:
+        """Remove what earlier settings or raw tables gave; the manifest first, as it vouches."""
+        (self.dataset_dir / MANIFEST_FILE).unlink(missing_ok=True)
+        for name in (WORK_DIR, QUARANTINE_DIR, "items", "users", "ctr"):
+            if (self.dataset_dir / name).exists():
+                shutil.rmtree(self.dataset_dir / name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TablesReport:
+    """What the relational step found; written when it is done."""
+
+    fingerprint: str
+    cutoffs: Cutoffs
+    newest_event: int
+    newest_train_event: int
+    counts: dict[str, int]
+    features: Features
+    text_fields: list[str]
+    vector_widths: dict[str, int]
+    quarantine: dict[str, int]
+    filters: list[FilterCount]
+
+    def save(self, work: WorkFiles) -> None:
+        """Write tables.json."""
+        replace_file(work.report, json.dumps(dataclasses.asdict(self), indent=2).encode())
+
+    def check_made_from(self, config: ShardConfig) -> None:
+        """Refuse to mix tars of these settings with tables of others."""
+        if self.fingerprint != source_fingerprint(config):
+            raise ValueError(
+                f"{config.dataset_dir}: found tables made from other settings or raw files, "
+                "expected the present ones; run python -m data_prep shard --stage tables again"
+            )
+
+    @staticmethod
+    def load(work: WorkFiles) -> "TablesReport":
+        """Read tables.json."""
+        if not work.report.is_file():
+            raise FileNotFoundError(
+                f"{work.dataset_dir}: found no tables ({WORK_DIR}/tables.json), expected those of "
+                "--stage tables; run python -m data_prep shard --stage tables first"
+            )
+        raw = json.loads(work.report.read_bytes())
+        raw["cutoffs"] = Cutoffs(**raw["cutoffs"])
+        raw["features"] = Features(**raw["features"])
+        raw["filters"] = [FilterCount(**entry) for entry in raw["filters"]]
+        return TablesReport(**raw)
+
+
+def source_fingerprint(config: ShardConfig) -> str:
+    """Digest of the settings and of the raw files' names, sizes and times of change."""
+    states = []
+    for setting in ("interactions", "items", "users", "impressions"):
+        if (columns := getattr(config, setting)) is None:
+            continue
+        for file in source_files(columns.path, setting=setting):
+            state = file.stat()
+            states.append([setting, file.name, state.st_size, state.st_mtime_ns])
+    text = json.dumps([dataclasses.asdict(config), states], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
