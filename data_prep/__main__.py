@@ -5,10 +5,8 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from data_prep.settings import ShardConfig
-from data_prep.shard import RunConfig, shard_dataset
-from data_prep.toy import ToyConfig, make_toy
-from data_prep.verify import VerifyConfig, find_damage
+from data_prep.settings import RunConfig, ShardConfig, VerifyConfig
+from data_prep.toy_settings import ToyConfig
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -67,6 +65,8 @@ def _run(parser: "ArgumentParser", settings: "Namespace") -> int:
     values.pop("config")
     match command:
         case "toy":
+            from data_prep.toy import make_toy
+
             truth = make_toy(ToyConfig(**values))
             print(
                 f"{truth.num_events:,} events, {truth.num_impressions:,} impressions "
@@ -75,12 +75,16 @@ def _run(parser: "ArgumentParser", settings: "Namespace") -> int:
                 f"{truth.cold_share:.3f}) {truth.best_reachable_auc_cold:.4f}"
             )
         case "shard":
+            from data_prep.shard import shard_dataset
+
             run_fields = RunConfig.__dataclass_fields__
             run = RunConfig(**{name: values.pop(name) for name in run_fields})
             manifest = shard_dataset(ShardConfig(**values), run)
             if manifest is not None:
                 _print_report(manifest)
         case "verify":
+            from data_prep.verify import find_damage
+
             damage = list(find_damage(VerifyConfig(**values).dataset_dir))
             for line in damage:
                 print(line)

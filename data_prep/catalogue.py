@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.cleaning import Ledger, count_rows
+from data_prep.columns import ItemColumns, UserColumns
 from data_prep.parquet_files import write_parquet
-from data_prep.settings import ItemColumns, UserColumns
 from data_prep.sources import Source, open_source, stream
 
 if TYPE_CHECKING:

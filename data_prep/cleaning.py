@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_prep.columns import ImpressionColumns, InteractionColumns
 from data_prep.manifest import FilterCount
 from data_prep.records import QUARANTINE_DIR
-from data_prep.settings import ImpressionColumns, InteractionColumns
 from data_prep.sources import Source, open_source
 
 if TYPE_CHECKING:

@@ -1,17 +1,18 @@
 """The dataset folder's schema: file names, tar members, Arrow types, and how one item is encoded.
 
 Everything that writes or reads a dataset folder takes its names from here, so that the format is
-said once. Letters: N items, U users, E events.
+said once. numpy is imported where it is used, so that a command's --help starts fast.
 """
 
 import io
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 FORMAT = "triptych-dataset"
 SCHEMA_VERSION = 1
@@ -49,16 +50,16 @@ RESERVED_CONTEXT_COLUMNS = (
     *("raw_time", "raw_label", "cause", "known_id"),
 )
 
-USER_MEMBERS: dict[str, np.dtype[np.generic]] = {
-    "users.npy": np.dtype(np.uint32),
-    "offsets.npy": np.dtype(np.int64),
-    "items.npy": np.dtype(np.uint32),
-    "times.npy": np.dtype(np.int64),
-    "labels.npy": np.dtype(np.int8),
+USER_MEMBERS: dict[str, str] = {
+    "users.npy": "uint32",
+    "offsets.npy": "int64",
+    "items.npy": "uint32",
+    "times.npy": "int64",
+    "labels.npy": "int8",
 }
 """Members of a block of users, with their types; times are unix milliseconds."""
 WEIGHTS_MEMBER = "weights.npy"
-WEIGHTS_DTYPE = np.dtype(np.float32)
+WEIGHTS_DTYPE = "float32"
 
 
 def item_key(item_row: int) -> str:
@@ -109,19 +110,23 @@ class ItemRecord:
     """JPEG bytes."""
     texts: dict[str, str] = field(default_factory=dict)
     """Text field (title, description, …) to text; absent fields are left out."""
-    vectors: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    vectors: "dict[str, NDArray[np.float32]]" = field(default_factory=dict)
     """Vector name to a vector of the width in the manifest."""
 
 
-def encode_npy(array: NDArray[np.generic]) -> bytes:
+def encode_npy(array: "NDArray[np.generic]") -> bytes:
     """Serialise an array as a .npy file, never as a pickle."""
+    import numpy as np
+
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
 
 
-def decode_npy(payload: bytes) -> NDArray[np.generic]:
+def decode_npy(payload: bytes) -> "NDArray[np.generic]":
     """Read what `encode_npy` wrote."""
+    import numpy as np
+
     array: NDArray[np.generic] = np.load(io.BytesIO(payload), allow_pickle=False)
     return array
 
@@ -134,7 +139,7 @@ def encode_item(record: ItemRecord, *, item_id: int | str) -> list[tuple[str, by
     body = json.dumps({"item_id": item_id, "texts": record.texts}, ensure_ascii=False)
     members.append((JSON_MEMBER, body.encode()))
     members.extend(
-        (vector_member(name), encode_npy(vector.astype(np.float32, copy=False)))
+        (vector_member(name), encode_npy(vector.astype("float32", copy=False)))
         for name, vector in record.vectors.items()
     )
     return members
@@ -143,7 +148,7 @@ def encode_item(record: ItemRecord, *, item_id: int | str) -> list[tuple[str, by
 def decode_item(members: dict[str, bytes]) -> ItemRecord:
     """Read what `encode_item` wrote."""
     vectors = {
-        name.removesuffix(VECTOR_SUFFIX): decode_npy(payload).astype(np.float32, copy=False)
+        name.removesuffix(VECTOR_SUFFIX): decode_npy(payload).astype("float32", copy=False)
         for name, payload in members.items()
         if name.endswith(VECTOR_SUFFIX)
     }

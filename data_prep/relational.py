@@ -5,7 +5,6 @@ can be run: items, users, events, and the items' raw content in the order of the
 """
 
 import logging
-import math
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from data_prep.catalogue import Catalogue, read_catalogue, read_users
 from data_prep.cleaning import Ledger, clean_log, count_rows
+from data_prep.log_filters import drop_duplicates, find_cutoffs, keep_core
 from data_prep.manifest import Cutoffs, Features
 from data_prep.parquet_files import write_parquet
 from data_prep.records import SPLITS, impressions_file
-from data_prep.settings import FilterConfig, ShardConfig, SplitConfig, expand_path, parse_time
+from data_prep.settings import ShardConfig, expand_path
 from data_prep.sources import stream
 from data_prep.work import TablesReport, WorkFiles, source_fingerprint
 
@@ -244,80 +244,6 @@ class _Relational:
         return write_parquet(
             stream(self.con, table, rows=rows), path, schema=table.schema().to_pyarrow()
         )
-
-
-def drop_duplicates(events: "ir.Table", settings: FilterConfig, *, ledger: Ledger) -> "ir.Table":
-    """One event where the settings say that several are the same."""
-    import ibis
-
-    if settings.duplicates == "keep_all":
-        return events
-    same = ["user_id", "item_row"]
-    same += ["time"] if settings.duplicates == "keep_exact_once" else []
-    order = [events.time, ibis.desc("label")]
-    order += [ibis.desc("weight")] if "weight" in events.columns else []
-    rank = ibis.row_number().over(group_by=[events[name] for name in same], order_by=order)
-    kept = events.mutate(rank=rank).filter(lambda row: row["rank"] == 0).drop("rank")
-    ledger.passed(
-        f"interactions: duplicates ({settings.duplicates})",
-        rows_in=count_rows(events),
-        rows_out=count_rows(kept),
-    )
-    return kept
-
-
-def find_cutoffs(settings: SplitConfig, events: "ir.Table") -> Cutoffs:
-    """The cut-offs as given, or as quantiles of the events' times (linear, as numpy's)."""
-    if settings.valid_start is not None and settings.test_start is not None:
-        return Cutoffs(
-            valid_start=parse_time(settings.valid_start, name="split.valid_start"),
-            test_start=parse_time(settings.test_start, name="split.test_start"),
-        )
-
-    def quantile(share: float | None) -> int:
-        value = events.time.cast("float64").quantile(share).to_pyarrow().as_py()
-        return math.ceil(value) if value is not None else 0
-
-    return Cutoffs(
-        valid_start=quantile(settings.valid_quantile), test_start=quantile(settings.test_quantile)
-    )
-
-
-def keep_core(
-    con: "ibis.BaseBackend",
-    events: "ir.Table",
-    *,
-    settings: FilterConfig,
-    cutoffs: Cutoffs,
-    ledger: Ledger,
-) -> "ir.Table":
-    """The k-core of the training events, and every later event.
-
-    Users and items are dropped in turn until all that stay have enough events. Counting later
-    events would choose the training data by what is to be predicted.
-    """
-    limits = {"user_id": settings.min_user_events, "item_row": settings.min_item_events}
-    if not any(limits.values()):
-        return events
-    core = events.filter(events.time < cutoffs.valid_start)
-    rows_in = rows = count_rows(core)
-    for turn in range(rows_in + 1):
-        for key, limit in limits.items():
-            enough = core.group_by(key).aggregate(events=lambda row: row.count())
-            core = core.semi_join(enough.filter(enough.events >= limit), key)
-        core = con.create_table(f"core_{turn}", core)
-        if turn > 0:
-            con.drop_table(f"core_{turn - 1}")
-        before, rows = rows, count_rows(core)
-        if rows == before:
-            break
-    ledger.passed(
-        f"interactions: k-core of training events (users {settings.min_user_events}, "
-        f"items {settings.min_item_events})",
-        rows_in=rows_in,
-        rows_out=rows,
-    )
-    return core.union(events.filter(events.time >= cutoffs.valid_start))
 
 
 def _iso(time_ms: int) -> str:

@@ -1,4 +1,4 @@
-"""Settings of `python -m data_prep shard`: where the raw tables lie and what their columns mean."""
+"""Settings of `shard` and `verify`: what is done with the raw tables, and where."""
 
 import os
 import re
@@ -7,119 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from data_prep.records import (
-    RESERVED_CONTEXT_COLUMNS,
-    RESERVED_ITEM_COLUMNS,
-    RESERVED_USER_COLUMNS,
-    FeatureType,
-)
-
-TimeUnit = Literal["auto", "s", "ms", "us", "date", "timestamp"]
-"""How times are written. auto: the column is a timestamp or a date, or text in ISO 8601."""
-VECTOR_NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class InteractionColumns:
-    """The log that users' histories are made of."""
-
-    path: str
-    """Parquet, CSV or JSONL: a file, or a pattern such as `log/*.parquet`; ${VARIABLES} expand."""
-    user: str = "user_id"
-    """Column of user ids, integers or text."""
-    item: str = "item_id"
-    """Column of item ids, integers or text."""
-    time: str = "timestamp"
-    """Column of times."""
-    time_unit: TimeUnit = "auto"
-    """How times are written; numbers need s, ms or us."""
-    label: str | None = None
-    """Column that tells positive from negative events; null: every event is positive."""
-    positive_from: float | None = None
-    """Labels of at least this are positive; null: the label column holds 0 and 1 only."""
-    weight: str | None = None
-    """Column of event weights, 0 or more."""
-
-    def __post_init__(self) -> None:
-        if self.positive_from is not None and self.label is None:
-            raise ValueError(
-                "interactions.positive_from: found a threshold but no interactions.label; "
-                "name the label's column, or leave both out"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ItemColumns:
-    """The catalogue and its content."""
-
-    path: str
-    """Parquet, CSV or JSONL: a file, or a pattern; ${VARIABLES} expand."""
-    item: str = "item_id"
-    """Column of item ids, integers or text, each once."""
-    image: str | None = None
-    """Column of pictures: their bytes, or paths of files under `image_dir`."""
-    image_dir: str | None = None
-    """Folder of the picture files; null: the column holds bytes."""
-    texts: list[str] = field(default_factory=list)
-    """Text columns, each kept as a field of its own."""
-    vectors: dict[str, str] = field(default_factory=dict)
-    """Given vectors: name of the vector to its column, a list of numbers."""
-    arrival: str | None = None
-    """Column of the time since when the item exists; null: the time of its first event."""
-    arrival_unit: TimeUnit = "auto"
-    """How arrival times are written."""
-    features: dict[str, FeatureType] = field(default_factory=dict)
-    """Feature columns and their types."""
-
-    def __post_init__(self) -> None:
-        for name in self.vectors:
-            if not VECTOR_NAME.fullmatch(name):
-                raise ValueError(
-                    f"items.vectors: found the name {name!r}, expected lower-case letters, "
-                    "digits and _; rename it"
-                )
-        reserved = (*RESERVED_ITEM_COLUMNS, *(f"has_{name}" for name in self.vectors))
-        _check_features("items.features", self.features, reserved=reserved)
-
-
-@dataclass(frozen=True, kw_only=True)
-class UserColumns:
-    """What is known of users beside their events."""
-
-    path: str
-    """Parquet, CSV or JSONL: a file, or a pattern; ${VARIABLES} expand."""
-    user: str = "user_id"
-    """Column of user ids, each once."""
-    features: dict[str, FeatureType] = field(default_factory=dict)
-    """Feature columns and their types."""
-
-    def __post_init__(self) -> None:
-        _check_features("users.features", self.features, reserved=RESERVED_USER_COLUMNS)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImpressionColumns:
-    """What was shown and whether it was clicked: the CTR task."""
-
-    path: str
-    """Parquet, CSV or JSONL; may be the interactions' file. ${VARIABLES} expand."""
-    user: str = "user_id"
-    """Column of user ids."""
-    item: str = "item_id"
-    """Column of item ids."""
-    time: str = "timestamp"
-    """Column of times."""
-    time_unit: TimeUnit = "auto"
-    """How times are written; numbers need s, ms or us."""
-    label: str = "label"
-    """Column of the click."""
-    positive_from: float | None = None
-    """Labels of at least this are clicks; null: the column holds 0 and 1 only."""
-    features: dict[str, FeatureType] = field(default_factory=dict)
-    """Context features known before the impression, and their types."""
-
-    def __post_init__(self) -> None:
-        _check_features("impressions.features", self.features, reserved=RESERVED_CONTEXT_COLUMNS)
+from data_prep.columns import ImpressionColumns, InteractionColumns, ItemColumns, UserColumns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,6 +133,44 @@ class ShardConfig:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Which part of the work this process does."""
+
+    stage: Literal["all", "tables", "content", "manifest"] = "all"
+    """tables: relational step. content: this part's tars. manifest: check and close."""
+    part: int = 0
+    """Which part of the content step, from 0; an array task's number."""
+    num_parts: int = 1
+    """Parts of the content step."""
+    num_workers: int = 1
+    """Processes of the content step."""
+    keep_work: bool = False
+    """Keep the work folder of a finished dataset; without it a re-run starts anew."""
+
+    def __post_init__(self) -> None:
+        if self.num_parts < 1 or not 0 <= self.part < self.num_parts:
+            raise ValueError(
+                f"part: found part {self.part} of num_parts {self.num_parts}, "
+                "expected 0 <= part < num_parts"
+            )
+        if self.num_workers < 1:
+            raise ValueError(f"num_workers: found {self.num_workers}, expected at least 1")
+        if self.num_parts > 1 and self.stage != "content":
+            raise ValueError(
+                f"num_parts: found {self.num_parts} with stage {self.stage!r}, expected stage "
+                "'content'; the other stages are not divided"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """Which dataset to check."""
+
+    dataset_dir: Path
+    """Dataset folder."""
+
+
 def expand_path(path: str, *, setting: str) -> Path:
     """Expand ~ and ${VARIABLES}; a variable that is not set is an error."""
     expanded = os.path.expandvars(path)
@@ -270,13 +196,3 @@ def parse_time(value: str, *, name: str) -> int:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return int(moment.timestamp() * 1000)
-
-
-def _check_features(
-    setting: str, features: dict[str, FeatureType], *, reserved: tuple[str, ...]
-) -> None:
-    if clash := sorted(set(features) & set(reserved)):
-        raise ValueError(
-            f"{setting}: found {clash}, but these names are the dataset's own; "
-            "rename the columns in the raw table"
-        )

@@ -7,50 +7,19 @@ On one machine `--stage all` does everything. On a cluster: `--stage tables` onc
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
-from typing import Any, Literal
+from typing import Any
 
 from data_prep.finish import write_manifest
 from data_prep.item_shards import plan_item_shards, write_item_shard
 from data_prep.manifest import Manifest
 from data_prep.relational import build_tables
-from data_prep.settings import ShardConfig, expand_path
+from data_prep.settings import RunConfig, ShardConfig, expand_path
 from data_prep.user_shards import plan_user_shards, write_user_shard
 from data_prep.work import TablesReport, WorkFiles, source_fingerprint
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """Which part of the work this process does."""
-
-    stage: Literal["all", "tables", "content", "manifest"] = "all"
-    """tables: relational step. content: this part's tars. manifest: check and close."""
-    part: int = 0
-    """Which part of the content step, from 0; an array task's number."""
-    num_parts: int = 1
-    """Parts of the content step."""
-    num_workers: int = 1
-    """Processes of the content step."""
-    keep_work: bool = False
-    """Keep the work folder of a finished dataset; without it a re-run starts anew."""
-
-    def __post_init__(self) -> None:
-        if self.num_parts < 1 or not 0 <= self.part < self.num_parts:
-            raise ValueError(
-                f"part: found part {self.part} of num_parts {self.num_parts}, "
-                "expected 0 <= part < num_parts"
-            )
-        if self.num_workers < 1:
-            raise ValueError(f"num_workers: found {self.num_workers}, expected at least 1")
-        if self.num_parts > 1 and self.stage != "content":
-            raise ValueError(
-                f"num_parts: found {self.num_parts} with stage {self.stage!r}, expected stage "
-                "'content'; the other stages are not divided"
-            )
 
 
 def shard_dataset(config: ShardConfig, run: RunConfig | None = None) -> Manifest | None:

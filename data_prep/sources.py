@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_prep.columns import TimeUnit
 from data_prep.records import FeatureType
-from data_prep.settings import TimeUnit, expand_path
+from data_prep.settings import expand_path
 
 if TYPE_CHECKING:
     import ibis

@@ -5,7 +5,6 @@ import json
 import logging
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +16,6 @@ from data_prep.records import item_key as make_item_key
 from data_prep.tars import BLOCK, tar_header
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class VerifyConfig:
-    """Which dataset to check."""
-
-    dataset_dir: Path
-    """Dataset folder."""
 
 
 def find_damage(dataset_dir: Path) -> Iterator[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data_prep.manifest import Cutoffs, Features, FilterCount
 from data_prep.records import MANIFEST_FILE, QUARANTINE_DIR, WORK_DIR, replace_file
-from data_prep.settings import ShardConfig
+from data_prep.settings import ShardConfig, expand_path
 from data_prep.sources import source_files
 
 
@@ -39,6 +39,12 @@ class WorkFiles:
 
     def clear_dataset(self) -> None:
         """Remove what earlier settings or raw tables gave; the manifest first, as it vouches."""
+        ours = self.dir.is_dir() or (self.dataset_dir / MANIFEST_FILE).is_file()
+        if not ours and self.dataset_dir.is_dir() and any(self.dataset_dir.iterdir()):
+            raise ValueError(
+                f"{self.dataset_dir}: found files that are no dataset, expected an empty or new "
+                "folder; choose another dataset_dir"
+            )
         (self.dataset_dir / MANIFEST_FILE).unlink(missing_ok=True)
         for name in (WORK_DIR, QUARANTINE_DIR, "items", "users", "ctr"):
             if (self.dataset_dir / name).exists():
@@ -96,5 +102,8 @@ def source_fingerprint(config: ShardConfig) -> str:
         for file in source_files(columns.path, setting=setting):
             state = file.stat()
             states.append([setting, file.name, state.st_size, state.st_mtime_ns])
+    if config.extra is not None:
+        state = expand_path(config.extra, setting="extra").stat()
+        states.append(["extra", state.st_size, state.st_mtime_ns])
     text = json.dumps([dataclasses.asdict(config), states], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

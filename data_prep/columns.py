@@ -1,0 +1,129 @@
+"""Settings that say where the raw tables lie and what their columns mean."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from data_prep.records import (
+    RESERVED_CONTEXT_COLUMNS,
+    RESERVED_ITEM_COLUMNS,
+    RESERVED_USER_COLUMNS,
+    FeatureType,
+)
+
+TimeUnit = Literal["auto", "s", "ms", "us", "date", "timestamp"]
+"""How times are written. auto: the column is a timestamp or a date, or text in ISO 8601."""
+VECTOR_NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InteractionColumns:
+    """The log that users' histories are made of."""
+
+    path: str
+    """Parquet, CSV or JSONL: a file, or a pattern such as `log/*.parquet`; ${VARIABLES} expand."""
+    user: str = "user_id"
+    """Column of user ids, integers or text."""
+    item: str = "item_id"
+    """Column of item ids, integers or text."""
+    time: str = "timestamp"
+    """Column of times."""
+    time_unit: TimeUnit = "auto"
+    """How times are written; numbers need s, ms or us."""
+    label: str | None = None
+    """Column that tells positive from negative events; null: every event is positive."""
+    positive_from: float | None = None
+    """Labels of at least this are positive; null: the label column holds 0 and 1 only."""
+    weight: str | None = None
+    """Column of event weights, 0 or more."""
+
+    def __post_init__(self) -> None:
+        if self.positive_from is not None and self.label is None:
+            raise ValueError(
+                "interactions.positive_from: found a threshold but no interactions.label; "
+                "name the label's column, or leave both out"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemColumns:
+    """The catalogue and its content."""
+
+    path: str
+    """Parquet, CSV or JSONL: a file, or a pattern; ${VARIABLES} expand."""
+    item: str = "item_id"
+    """Column of item ids, integers or text, each once."""
+    image: str | None = None
+    """Column of pictures: their bytes, or paths of files under `image_dir`."""
+    image_dir: str | None = None
+    """Folder of the picture files; null: the column holds bytes."""
+    texts: list[str] = field(default_factory=list)
+    """Text columns, each kept as a field of its own."""
+    vectors: dict[str, str] = field(default_factory=dict)
+    """Given vectors: name of the vector to its column, a list of numbers."""
+    arrival: str | None = None
+    """Column of the time since when the item exists; null: the time of its first event."""
+    arrival_unit: TimeUnit = "auto"
+    """How arrival times are written."""
+    features: dict[str, FeatureType] = field(default_factory=dict)
+    """Feature columns and their types."""
+
+    def __post_init__(self) -> None:
+        for name in self.vectors:
+            if not VECTOR_NAME.fullmatch(name):
+                raise ValueError(
+                    f"items.vectors: found the name {name!r}, expected lower-case letters, "
+                    "digits and _; rename it"
+                )
+        reserved = (*RESERVED_ITEM_COLUMNS, *(f"has_{name}" for name in self.vectors))
+        _check_features("items.features", self.features, reserved=reserved)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserColumns:
+    """What is known of users beside their events."""
+
+    path: str
+    """Parquet, CSV or JSONL: a file, or a pattern; ${VARIABLES} expand."""
+    user: str = "user_id"
+    """Column of user ids, each once."""
+    features: dict[str, FeatureType] = field(default_factory=dict)
+    """Feature columns and their types."""
+
+    def __post_init__(self) -> None:
+        _check_features("users.features", self.features, reserved=RESERVED_USER_COLUMNS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImpressionColumns:
+    """What was shown and whether it was clicked: the CTR task."""
+
+    path: str
+    """Parquet, CSV or JSONL; may be the interactions' file. ${VARIABLES} expand."""
+    user: str = "user_id"
+    """Column of user ids."""
+    item: str = "item_id"
+    """Column of item ids."""
+    time: str = "timestamp"
+    """Column of times."""
+    time_unit: TimeUnit = "auto"
+    """How times are written; numbers need s, ms or us."""
+    label: str = "label"
+    """Column of the click."""
+    positive_from: float | None = None
+    """Labels of at least this are clicks; null: the column holds 0 and 1 only."""
+    features: dict[str, FeatureType] = field(default_factory=dict)
+    """Context features known before the impression, and their types."""
+
+    def __post_init__(self) -> None:
+        _check_features("impressions.features", self.features, reserved=RESERVED_CONTEXT_COLUMNS)
+
+
+def _check_features(
+    setting: str, features: dict[str, FeatureType], *, reserved: tuple[str, ...]
+) -> None:
+    if clash := sorted(set(features) & set(reserved)):
+        raise ValueError(
+            f"{setting}: found {clash}, but these names are the dataset's own; "
+            "rename the columns in the raw table"
+        )
