@@ -93,7 +93,7 @@ class UserEncoder(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, width)
-        self.mean_weight = nn.Parameter(torch.ones(()))
+        self.mean_weight = nn.Parameter(torch.ones(1))  # not 0-dim: DeepSpeed cannot broadcast that
         nn.init.normal_(self.out.weight, std=0.02)
         nn.init.zeros_(self.out.bias)
 

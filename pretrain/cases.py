@@ -1,0 +1,190 @@
+"""The tables of an evaluation, by item id, as matrices over one catalogue.
+
+Shapes: B cases, N catalogue items, L events in the longest history, T targets in the longest case,
+U users of the training table, D vector width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import scipy.sparse as sp
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pretrain.metrics import PADDING
+
+Floats = NDArray[np.float32]
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Questions: what follows these histories?"""
+
+    users_B: Tensor
+    """Whose question it is; values are averaged within a user first."""
+
+    history_BL: Tensor
+    """Catalogue rows in the order of the table, -1 after the last."""
+
+    targets_BT: Tensor
+    """Catalogue rows, -1 after the last."""
+
+    history_BN: sp.csr_matrix
+    """The histories as a matrix of ones."""
+
+
+def read_catalogue(
+    vectors: list[Path], *, columns: list[str], tables: list[Path]
+) -> tuple[pa.Array, dict[str, Floats]]:
+    """Item ids in ascending order, and their vectors [N, D] by column.
+
+    The items are those of `vectors`, which must agree; without vectors, those of `tables`.
+
+    Raises:
+        ValueError: a column that none or several of the files have, or files of different items.
+    """
+    if not vectors:
+        if columns:
+            raise ValueError(f"vectors: found none, expected files with the columns {columns}")
+        chunks = [chunk for path in tables for chunk in read(path, "item_id")["item_id"].chunks]
+        return _sorted(pc.unique(pa.chunked_array(chunks))), {}
+    names = {path: columns_of(path) for path in vectors}
+    if unclear := [c for c in columns if sum(c in found for found in names.values()) != 1]:
+        raise ValueError(
+            f"vectors: found the columns {unclear} in none or in several of "
+            f"{[str(path) for path in vectors]}, expected each in one of them"
+        )
+    catalogue = _sorted(read(vectors[0], "item_id")["item_id"].combine_chunks())
+    kept: dict[str, Floats] = {}
+    for path in vectors:
+        table = read(path, "item_id", *(name for name in columns if name in names[path]))
+        place = rows_of(table, catalogue=catalogue, where=path)
+        if len(place) != len(catalogue) or len(np.unique(place)) != len(catalogue):
+            raise ValueError(
+                f"{path}: found {len(place)} rows of {len(np.unique(place))} items, expected each "
+                f"of the {len(catalogue)} items of {vectors[0]} once"
+            )
+        for name in table.column_names[1:]:
+            kept[name] = _matrix(table[name], where=f"{path}: {name}")[np.argsort(place)]
+    return catalogue, kept
+
+
+def read_cases(path: Path, *, catalogue: pa.Array) -> Cases:
+    """Read user_id, history and targets; a user may have several cases.
+
+    Raises:
+        ValueError: a missing column, no case, an unknown item, a target twice or in the history.
+    """
+    table = read(path, "user_id", "history", "targets")
+    if not len(table):
+        raise ValueError(f"{path}: found no case, expected at least one")
+    padded: dict[str, Tensor] = {}
+    matrices: dict[str, sp.csr_matrix] = {}
+    for name in ("history", "targets"):
+        kind = table[name].type
+        if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or table[name].null_count:
+            raise ValueError(
+                f"{path}: found {name} of type {kind} with {table[name].null_count} nulls, "
+                "expected lists of item ids; an empty history is an empty list"
+            )
+        rows = rows_of(table, catalogue=catalogue, where=path, column=name)
+        sizes = pc.list_value_length(table[name]).to_numpy()
+        ends = np.r_[0, np.cumsum(sizes)]
+        case = np.repeat(np.arange(len(table)), sizes)
+        filled = np.full((len(table), max(1, int(sizes.max()))), PADDING, np.int64)
+        filled[case, np.arange(len(rows)) - ends[case]] = rows
+        padded[name] = torch.from_numpy(filled)
+        matrix = sp.csr_matrix(
+            (np.ones(len(rows), np.float32), (case, rows)), shape=(len(table), len(catalogue))
+        )
+        matrices[name] = matrix
+    faults = {
+        "repeated targets": int((matrices["targets"].data > 1).sum()),
+        "targets inside their history, which is masked": matrices["targets"]
+        .multiply(matrices["history"])
+        .nnz,
+    }
+    for fault, count in faults.items():
+        if count:
+            raise ValueError(f"{path}: found {count} {fault}, expected none; take them out")
+    return Cases(
+        users_B=torch.from_numpy(_numbered(table["user_id"])),
+        history_BL=padded["history"],
+        targets_BT=padded["targets"],
+        history_BN=matrices["history"],
+    )
+
+
+def read_choices(path: Path, *, catalogue: pa.Array) -> sp.csr_matrix:
+    """Read user_id and item_id as a matrix [U, N]; a repeated pair adds up."""
+    table = read(path, "user_id", "item_id")
+    rows, users = rows_of(table, catalogue=catalogue, where=path), _numbered(table["user_id"])
+    shape = (int(users.max(initial=-1)) + 1, len(catalogue))
+    return sp.csr_matrix((np.ones(len(rows), np.float32), (users, rows)), shape=shape)
+
+
+def rows_of(table: pa.Table, *, catalogue: pa.Array, where: Path, column: str = "item_id") -> Rows:
+    """Catalogue rows of an id column, or of the ids inside a column of lists.
+
+    Raises:
+        ValueError: ids that the catalogue does not have, with their count and the first of them.
+    """
+    ids = table[column].combine_chunks()
+    if pa.types.is_list(ids.type) or pa.types.is_large_list(ids.type):
+        ids = ids.flatten()
+    try:
+        found = pc.index_in(ids.cast(catalogue.type), value_set=catalogue)
+    except pa.ArrowInvalid as error:
+        raise ValueError(
+            f"{where}: found {column} of type {ids.type}, expected the catalogue's {catalogue.type}"
+        ) from error
+    if found.null_count:
+        first = ids.filter(pc.is_null(found))[0].as_py()
+        raise ValueError(
+            f"{where}: found {found.null_count} values of {column} that the catalogue of "
+            f"{len(catalogue)} items does not have, the first is {first!r}; add the items to "
+            "the vectors (or to train and candidates), or leave them out"
+        )
+    return np.asarray(found.to_numpy(zero_copy_only=False), np.int64)
+
+
+def columns_of(path: Path) -> list[str]:
+    """Names of a Parquet file's columns."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file, expected Parquet")
+    return list(pq.read_schema(path).names)
+
+
+def read(path: Path, *columns: str) -> pa.Table:
+    """Read these columns; a missing one is an error that names those found."""
+    found = columns_of(path)
+    if missing := [name for name in columns if name not in found]:
+        raise ValueError(f"{path}: found columns {found}, expected {missing} too; rename or add")
+    return pq.read_table(path, columns=list(columns))
+
+
+def _sorted(ids: pa.Array) -> pa.Array:
+    return ids.take(pc.sort_indices(ids))
+
+
+def _numbered(column: pa.ChunkedArray) -> Rows:
+    """Equal values get equal numbers, from 0."""
+    codes = column.combine_chunks().dictionary_encode().indices
+    return np.asarray(codes.to_numpy(zero_copy_only=False), np.int64)
+
+
+def _matrix(column: pa.ChunkedArray, *, where: str) -> Floats:
+    array = column.combine_chunks()
+    width = len(array[0]) if len(array) and array[0].is_valid else 0
+    flat = array.flatten()
+    if array.null_count or len(flat) != width * len(array):
+        raise ValueError(f"{where}: found vectors of several lengths or nulls, expected one length")
+    return np.asarray(flat.to_numpy(zero_copy_only=False), np.float32).reshape(-1, width)

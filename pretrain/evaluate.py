@@ -1,0 +1,196 @@
+"""`python -m pretrain evaluate`: rank whole catalogues with a release and with baselines.
+
+Shapes: B cases, C candidates, N catalogue items, L history, T targets, D width, U training users.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from data_prep.records import replace_file
+from pretrain.baselines import EASE, Baseline, ContentKNN, Floats, ItemKNN, Popularity
+from pretrain.cases import (
+    Cases,
+    Rows,
+    columns_of,
+    read,
+    read_cases,
+    read_catalogue,
+    read_choices,
+    rows_of,
+)
+from pretrain.metrics import mean_over_users, ndcg_at_k, rank_scored, recall_at_k
+
+log = logging.getLogger(__name__)
+
+Scorer = Callable[[slice], Tensor]
+BaselineName = Literal["popularity", "item_knn", "ease"]
+
+
+def evaluate(
+    cases: Path,
+    out: Path,
+    *,
+    protocol: str = "catalogue",
+    train: Path | None = None,
+    candidates: Path | None = None,
+    vectors: list[Path] | None = None,
+    content: list[str] | None = None,
+    released: Path | None = None,
+    baselines: list[BaselineName] | None = None,
+    ease_l2: float = 200.0,
+    k: int = 20,
+    chunk: int = 256,
+    note: str = "",
+) -> dict[str, Any]:
+    """Rank every candidate for every case, with each system that the inputs allow.
+
+    The history is masked, ties are broken against the system, values are averaged within users and
+    then over users. The catalogue is the items of `vectors`; without vectors, those of `train` and
+    `candidates`.
+
+    Args:
+        cases: Parquet with user_id, history and targets (lists of item ids); one row a question.
+        out: JSON to write: {protocol: {system: {"recall@k", "ndcg@k", "se", "n_users"}}, "about"}.
+        protocol: name of the protocol that the cases follow.
+        train: Parquet with user_id and item_id: what the baselines learn from.
+        candidates: Parquet with item_id: what is ranked; null: the whole catalogue.
+        vectors: Parquet files with item_id and columns of vectors (items.parquet of `embed`).
+        content: columns of `vectors` for content kNN; null: `raw`, where there are vectors.
+        released: released checkpoint; `vectors` must then hold its columns `aligned` and `event`.
+        baselines: which ones; null: all three, where `train` is given.
+        ease_l2: λ of EASE, to be chosen on validation.
+        k: places that count.
+        chunk: cases that are scored at a time.
+        note: what a reader must know of the figures; kept beside them.
+    """
+    all_baselines: list[BaselineName] = ["popularity", "item_knn", "ease"]
+    chosen = (all_baselines if baselines is None else baselines) if train else []
+    columns = content if content is not None else (["raw"] if vectors else [])
+    if not chosen and not columns and released is None:
+        raise ValueError("found nothing to rank with: give train, vectors or released")
+    ours_needs = ["aligned", "event"] if released else []
+    catalogue, vector_NDs = read_catalogue(
+        vectors or [],
+        columns=list(dict.fromkeys([*columns, *ours_needs])),
+        tables=[path for path in (train, candidates) if path],
+    )
+    rows_C = np.arange(len(catalogue), dtype=np.int64)
+    if candidates is not None:
+        rows_C = rows_of(read(candidates, "item_id"), catalogue=catalogue, where=candidates)
+    asked = read_cases(cases, catalogue=catalogue)
+
+    def ranked(name: str, scores_of: Scorer) -> dict[str, float]:
+        log.info("%s: ranking with %s", protocol, name)
+        ranks_BT = rank_scored(
+            scores_of,
+            num_items=len(catalogue),
+            target_rows=asked.targets_BT,
+            masked_rows=asked.history_BL,
+            candidates=torch.from_numpy(rows_C),
+            chunk=chunk,
+        )
+        return _metrics(ranks_BT, users_B=asked.users_B, k=k)
+
+    systems: dict[str, dict[str, float]] = {}
+    if chosen and train:
+        train_UN = read_choices(train, catalogue=catalogue)
+        for baseline in chosen:
+            # One after the other: EASE alone holds a matrix of all items by all items.
+            model = _baseline(baseline, ease_l2=ease_l2).fit(train_UN)
+            systems[baseline] = ranked(baseline, _dense(model, asked, rows_C=rows_C))
+    for column in columns:
+        name = f"content_knn_{column}"
+        knn = ContentKNN(vector_NDs[column])
+        systems[name] = ranked(name, _dense(knn, asked, rows_C=rows_C))
+    if released is not None:
+        scores_of = _ours(
+            released, asked, vector_NDs=vector_NDs, vectors=vectors or [], rows_C=rows_C
+        )
+        systems["ours"] = ranked("ours", scores_of)
+    about = {"n_cases": len(asked.users_B), "n_candidates": len(rows_C), "note": note}
+    result = {protocol: systems, "about": {protocol: about}}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(out, json.dumps(result, indent=2).encode())
+    Console().print(results_table(protocol, systems, about=about))
+    return result
+
+
+def results_table(
+    protocol: str, systems: dict[str, dict[str, float]], *, about: dict[str, Any]
+) -> Table:
+    """Lay the systems out side by side for a terminal."""
+    title = f"{protocol}: {about['n_cases']:,} cases, {about['n_candidates']:,} candidates"
+    table = Table(title=title, caption=about["note"] or None)
+    for column in ("system", *next(iter(systems.values()))):
+        table.add_column(column, justify="left" if column == "system" else "right")
+    for name, values in systems.items():
+        shown = (f"{v:,}" if isinstance(v, int) else f"{v:.4f}" for v in values.values())
+        table.add_row(name, *shown)
+    return table
+
+
+def _metrics(ranks_BT: Tensor, *, users_B: Tensor, k: int) -> dict[str, float]:
+    recall = mean_over_users(recall_at_k(ranks_BT, k=k), users_B=users_B)
+    ndcg = mean_over_users(ndcg_at_k(ranks_BT, k=k), users_B=users_B)
+    return {
+        f"recall@{k}": recall.mean,
+        f"ndcg@{k}": ndcg.mean,
+        "se": recall.se,
+        "n_users": recall.num_users,
+    }
+
+
+def _baseline(name: BaselineName, *, ease_l2: float) -> Baseline:
+    if name == "ease":
+        return EASE(l2=ease_l2)
+    return Popularity() if name == "popularity" else ItemKNN()
+
+
+def _dense(model: Baseline, asked: Cases, *, rows_C: Rows) -> Scorer:
+    return lambda cases: torch.from_numpy(model.scores(asked.history_BN[cases])[:, rows_C])
+
+
+def _ours(
+    released: Path,
+    asked: Cases,
+    *,
+    vector_NDs: dict[str, Floats],
+    vectors: list[Path],
+    rows_C: Rows,
+) -> Scorer:
+    """Score with the release: its user encoder on `event` vectors against `aligned` vectors."""
+    from pretrain.release import load_released  # only here: baselines need no model
+
+    release = load_released(released)
+    for path in vectors:
+        about = path.parent / "embeddings.json"
+        if "aligned" in columns_of(path) and about.is_file():
+            maker = json.loads(about.read_text())["release_fingerprint"]
+            if maker != release.fingerprint:
+                raise ValueError(
+                    f"{path}: found vectors of the release {maker[:12]}, expected those of "
+                    f"{released} ({release.fingerprint[:12]}); run python -m pretrain embed again"
+                )
+    event_ND = torch.from_numpy(vector_NDs["event"])
+    item_CD = torch.from_numpy(vector_NDs["aligned"][rows_C])
+
+    def scores_of(cases: slice) -> Tensor:
+        history_BL = asked.history_BL[cases]
+        # Constant times before the moment asked: histories with times come with issue 4.
+        times_BL = torch.zeros_like(history_BL)
+        at_times_B = torch.ones(len(history_BL), dtype=torch.int64)
+        user_BD = release.encode_histories(event_ND, history_BL, times_BL, at_times_B)
+        return user_BD @ item_CD.T
+
+    return scores_of
