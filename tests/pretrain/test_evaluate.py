@@ -1,0 +1,242 @@
+"""`evaluate` on tables written here: each system's figures, and each bad table's error."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import pretrain.release
+from pretrain.evaluate import evaluate
+
+ITEMS = [10, 20, 30, 40, 50]
+
+
+def write(path: Path, **columns: object) -> Path:
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def vectors(values: list[list[float]]) -> pa.FixedSizeListArray:
+    flat = pa.array(np.ravel(values).astype(np.float32))
+    return pa.FixedSizeListArray.from_arrays(flat, len(values[0]))
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Path:
+    """Items 10 and 20 go together, and so do 30 and 40; 50 is the most popular and alone."""
+    users = [1, 1, 2, 2, 3, 3, 4, 5, 6, 7]
+    items = [10, 20, 10, 20, 30, 40, 50, 50, 50, 50]
+    return write(tmp_path / "train.parquet", user_id=users, item_id=items)
+
+
+@pytest.fixture
+def cases(tmp_path: Path) -> Path:
+    return write(
+        tmp_path / "cases.parquet", user_id=[1, 2], history=[[10], [30]], targets=[[20], [40]]
+    )
+
+
+@pytest.fixture
+def content(tmp_path: Path) -> Path:
+    """Unsorted, to show that ids and not places count; 20 is like 30, 10 is like 40."""
+    return write(
+        tmp_path / "items.parquet",
+        item_id=[50, 40, 30, 20, 10],
+        raw=vectors([[1, 1], [0, 1], [1, 0], [1, 0], [0, 1]]),
+    )
+
+
+def test_each_baseline_gets_its_figures(
+    tmp_path: Path, train: Path, cases: Path, content: Path
+) -> None:
+    out = tmp_path / "runs" / "metrics.json"
+    result = evaluate(cases, out, protocol="small", train=train, vectors=[content], k=1, note="!")
+    assert result == json.loads(out.read_text())
+    recall = {name: values["recall@1"] for name, values in result["small"].items()}
+    assert recall == {"popularity": 0, "item_knn": 1, "ease": 1, "content_knn_raw": 0}
+    assert result["small"]["ease"] == {"recall@1": 1, "ndcg@1": 1, "se": 0, "n_users": 2}
+    assert result["about"]["small"] == {"n_cases": 2, "n_candidates": 5, "note": "!"}
+
+
+def test_only_candidates_are_ranked(tmp_path: Path, train: Path, cases: Path) -> None:
+    candidates = write(tmp_path / "candidates.parquet", item_id=[40, 20])
+    result = evaluate(cases, tmp_path / "m.json", train=train, candidates=candidates, k=2)
+    assert result["catalogue"]["popularity"]["recall@2"] == 1
+    assert result["about"]["catalogue"]["n_candidates"] == 2
+
+
+def test_a_user_with_many_cases_counts_once(tmp_path: Path, train: Path) -> None:
+    cases = write(
+        tmp_path / "cases.parquet",
+        user_id=["a", "a", "a", "b"],
+        history=[[10], [10], [10], [30]],
+        targets=[[20], [20], [30], [50]],
+    )
+    result = evaluate(cases, tmp_path / "m.json", train=train, baselines=["item_knn"], k=1)
+    assert result["catalogue"]["item_knn"]["recall@1"] == pytest.approx((2 / 3 + 0) / 2)
+    assert result["catalogue"]["item_knn"]["n_users"] == 2
+
+
+def test_an_empty_history_is_a_case(tmp_path: Path, train: Path) -> None:
+    cases = write(
+        tmp_path / "cases.parquet",
+        user_id=[1],
+        history=pa.array([[]], pa.list_(pa.int64())),
+        targets=[[50]],
+    )
+    result = evaluate(cases, tmp_path / "m.json", train=train, k=1)
+    assert result["catalogue"]["popularity"]["recall@1"] == 1
+    assert result["catalogue"]["item_knn"]["recall@1"] == 0  # nothing known: all items tie
+
+
+def test_string_ids_work(tmp_path: Path) -> None:
+    train = write(tmp_path / "t.parquet", user_id=["u", "u"], item_id=["x", "y"])
+    cases = write(tmp_path / "c.parquet", user_id=["u"], history=[["x"]], targets=[["y"]])
+    result = evaluate(cases, tmp_path / "m.json", train=train, k=1)
+    assert result["catalogue"]["item_knn"]["recall@1"] == 1
+
+
+def test_the_chunk_does_not_change_the_figures(tmp_path: Path, train: Path, content: Path) -> None:
+    rng = np.random.default_rng(0)
+    order = [rng.permutation(ITEMS).tolist() for _ in range(30)]
+    cases = write(
+        tmp_path / "cases.parquet",
+        user_id=list(range(30)),
+        history=[items[: 1 + n % 3] for n, items in enumerate(order)],
+        targets=[items[3:] for items in order],
+    )
+    results = [
+        evaluate(cases, tmp_path / "m.json", train=train, vectors=[content], chunk=chunk, k=2)
+        for chunk in (1, 7, 100)
+    ]
+    assert results[0] == results[1] == results[2]
+
+
+@pytest.fixture
+def release(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A release whose user is the first event of the history."""
+
+    def encode_histories(
+        event: torch.Tensor, history: torch.Tensor, times: torch.Tensor, at: torch.Tensor
+    ) -> torch.Tensor:
+        assert (times < at[:, None]).all()
+        return event[history[:, 0]]
+
+    fake = SimpleNamespace(fingerprint="abc", encode_histories=encode_histories)
+    monkeypatch.setattr(pretrain.release, "load_released", lambda path: fake)
+    return fake
+
+
+@pytest.fixture
+def embedded(tmp_path: Path) -> Path:
+    """As events, 10 points at 20 and 30 at 40."""
+    (tmp_path / "embeddings").mkdir()
+    eye = np.eye(5).tolist()
+    return write(
+        tmp_path / "embeddings" / "items.parquet",
+        item_id=ITEMS,
+        aligned=vectors(eye),
+        event=vectors([eye[1], eye[0], eye[3], eye[2], eye[4]]),
+        raw=vectors(eye),
+    )
+
+
+def test_ours_is_the_releases_user_against_its_items(
+    tmp_path: Path, cases: Path, embedded: Path, release: SimpleNamespace
+) -> None:
+    about = embedded.parent / "embeddings.json"
+    about.write_text(json.dumps({"release_fingerprint": release.fingerprint}))
+    result = evaluate(cases, tmp_path / "m.json", vectors=[embedded], released=tmp_path, k=1)
+    assert result["catalogue"]["ours"]["recall@1"] == 1
+    assert "content_knn_raw" in result["catalogue"]
+
+
+def test_vectors_of_another_release_are_an_error(
+    tmp_path: Path, cases: Path, embedded: Path, release: SimpleNamespace
+) -> None:
+    (embedded.parent / "embeddings.json").write_text(json.dumps({"release_fingerprint": "xyz"}))
+    with pytest.raises(ValueError, match="found vectors of the release xyz, expected those of"):
+        evaluate(cases, tmp_path / "m.json", vectors=[embedded], released=tmp_path)
+
+
+def test_a_release_without_its_vectors_is_an_error(
+    tmp_path: Path, cases: Path, content: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"found the columns \['aligned', 'event'\] in none"):
+        evaluate(cases, tmp_path / "m.json", vectors=[content], released=tmp_path)
+
+
+def test_nothing_to_rank_with_is_an_error(tmp_path: Path, cases: Path) -> None:
+    with pytest.raises(ValueError, match="nothing to rank with"):
+        evaluate(cases, tmp_path / "m.json")
+
+
+def test_a_missing_file_is_an_error(tmp_path: Path, cases: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.parquet: no such file"):
+        evaluate(cases, tmp_path / "m.json", train=tmp_path / "nowhere.parquet")
+
+
+def test_a_missing_column_is_an_error(tmp_path: Path, train: Path) -> None:
+    cases = write(tmp_path / "cases.parquet", user_id=[1], history=[[10]])
+    with pytest.raises(ValueError, match=r"expected \['targets'\] too"):
+        evaluate(cases, tmp_path / "m.json", train=train)
+
+
+def test_unknown_items_are_counted_and_shown(tmp_path: Path, train: Path) -> None:
+    cases = write(
+        tmp_path / "cases.parquet", user_id=[1, 2], history=[[10, 77], [88]], targets=[[20], [40]]
+    )
+    with pytest.raises(ValueError, match=r"found 2 values of history .* the first is 77"):
+        evaluate(cases, tmp_path / "m.json", train=train)
+
+
+def test_a_target_outside_the_candidates_is_an_error(
+    tmp_path: Path, train: Path, cases: Path
+) -> None:
+    candidates = write(tmp_path / "candidates.parquet", item_id=[40])
+    with pytest.raises(ValueError, match="outside the candidates"):
+        evaluate(cases, tmp_path / "m.json", train=train, candidates=candidates)
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [([[20, 20]], "1 repeated targets"), ([[10]], "1 targets inside their history")],
+)
+def test_targets_that_cannot_be_found_are_an_error(
+    tmp_path: Path, train: Path, targets: list[list[int]], message: str
+) -> None:
+    cases = write(tmp_path / "cases.parquet", user_id=[1], history=[[10]], targets=targets)
+    with pytest.raises(ValueError, match=message):
+        evaluate(cases, tmp_path / "m.json", train=train)
+
+
+def test_ids_of_another_type_are_an_error(tmp_path: Path, train: Path) -> None:
+    cases = write(tmp_path / "cases.parquet", user_id=[1], history=[["ten"]], targets=[["20"]])
+    with pytest.raises(ValueError, match="found history of type string"):
+        evaluate(cases, tmp_path / "m.json", train=train)
+
+
+def test_ids_instead_of_lists_are_an_error(tmp_path: Path, train: Path) -> None:
+    cases = write(tmp_path / "cases.parquet", user_id=[1], history=[10], targets=[[20]])
+    with pytest.raises(ValueError, match="expected lists of item ids"):
+        evaluate(cases, tmp_path / "m.json", train=train)
+
+
+def test_vectors_of_other_items_are_an_error(tmp_path: Path, cases: Path, content: Path) -> None:
+    more = write(tmp_path / "more.parquet", item_id=[10, 20], noise=vectors([[1], [2]]))
+    with pytest.raises(ValueError, match=r"more\.parquet: found 2 rows of 2 items"):
+        evaluate(cases, tmp_path / "m.json", vectors=[content, more], content=["raw", "noise"])
+
+
+def test_no_case_is_an_error(tmp_path: Path, train: Path) -> None:
+    lists = pa.array([], pa.list_(pa.int64()))
+    cases = write(
+        tmp_path / "c.parquet", user_id=pa.array([], pa.int64()), history=lists, targets=lists
+    )
+    with pytest.raises(ValueError, match="found no case"):
+        evaluate(cases, tmp_path / "m.json", train=train)
