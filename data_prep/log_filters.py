@@ -1,5 +1,6 @@
 """Which events stay, and when validation and test begin."""
 
+import itertools
 import math
 from typing import TYPE_CHECKING
 
@@ -65,15 +66,18 @@ def keep_core(
     limits = {"user_id": settings.min_user_events, "item_row": settings.min_item_events}
     if not any(limits.values()):
         return events
-    core = events.filter(events.time < cutoffs.valid_start)
+    train = core = events.filter(events.time < cutoffs.valid_start)
     rows_in = rows = count_rows(core)
-    for turn in range(rows_in + 1):
+    kept: dict[str, ir.Table] = {}
+    for turn in itertools.count():
         for key, limit in limits.items():
-            enough = core.group_by(key).aggregate(events=lambda row: row.count())
-            core = core.semi_join(enough.filter(enough.events >= limit), key)
-        core = con.create_table(f"core_{turn}", core)
-        if turn > 0:
-            con.drop_table(f"core_{turn - 1}")
+            counted = core.group_by(key).aggregate(events=lambda row: row.count())
+            enough = counted.filter(counted.events >= limit).select(key)
+            # Only the ids are stored, so that a turn costs little disk.
+            kept[key] = con.create_table(f"core_{key}_{turn}", enough)
+            core = train
+            for kept_key, ids in kept.items():
+                core = core.semi_join(ids, kept_key)
         before, rows = rows, count_rows(core)
         if rows == before:
             break
