@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from pretrain.metrics import mean_over_users, ndcg_at_k, rank_scored, recall_at_
 log = logging.getLogger(__name__)
 
 Scorer = Callable[[slice], Tensor]
-BaselineName = Literal["popularity", "item_knn", "ease"]
+BaselineName = Literal["popularity", "item_knn", "item_knn_shrunk", "ease"]
 
 
 def evaluate(
@@ -49,6 +49,7 @@ def evaluate(
     released: Path | None = None,
     baselines: list[BaselineName] | None = None,
     ease_l2: float = 200.0,
+    knn_shrink: float = 10.0,
     k: int = 20,
     chunk: int = 256,
     note: str = "",
@@ -68,14 +69,16 @@ def evaluate(
         vectors: Parquet files with item_id and columns of vectors (items.parquet of `embed`).
         content: columns of `vectors` for content kNN; null: `raw`, where there are vectors.
         released: released checkpoint; `vectors` must then hold its columns `aligned` and `event`.
-        baselines: which ones; null: all three, where `train` is given.
+        baselines: which ones; null: all of them, where `train` is given. `item_knn` is
+            the plain cosine, `item_knn_shrunk` weakens cosines that rest on few users.
         ease_l2: λ of EASE, to be chosen on validation.
+        knn_shrink: added to the norms of `item_knn_shrunk`, to be chosen on validation.
         k: places that count.
         chunk: cases that are scored at a time.
         note: what a reader must know of the figures; kept beside them.
     """
-    all_baselines: list[BaselineName] = ["popularity", "item_knn", "ease"]
-    chosen = (all_baselines if baselines is None else baselines) if train else []
+    everyone: list[BaselineName] = list(get_args(BaselineName))
+    chosen = (everyone if baselines is None else baselines) if train else []
     columns = content if content is not None else (["raw"] if vectors else [])
     if not chosen and not columns and released is None:
         raise ValueError("found nothing to rank with: give train, vectors or released")
@@ -107,7 +110,7 @@ def evaluate(
         train_UN = read_choices(train, catalogue=catalogue)
         for baseline in chosen:
             # One after the other: EASE alone holds a matrix of all items by all items.
-            model = _baseline(baseline, ease_l2=ease_l2).fit(train_UN)
+            model = _baseline(baseline, ease_l2=ease_l2, knn_shrink=knn_shrink).fit(train_UN)
             systems[baseline] = ranked(baseline, _dense(model, asked, rows_C=rows_C))
     for column in columns:
         name = f"content_knn_{column}"
@@ -151,10 +154,16 @@ def _metrics(ranks_BT: Tensor, *, users_B: Tensor, k: int) -> dict[str, float]:
     }
 
 
-def _baseline(name: BaselineName, *, ease_l2: float) -> Baseline:
-    if name == "ease":
-        return EASE(l2=ease_l2)
-    return Popularity() if name == "popularity" else ItemKNN()
+def _baseline(name: BaselineName, *, ease_l2: float, knn_shrink: float) -> Baseline:
+    match name:
+        case "popularity":
+            return Popularity()
+        case "ease":
+            return EASE(l2=ease_l2)
+        case "item_knn":
+            return ItemKNN()
+        case "item_knn_shrunk":
+            return ItemKNN(shrink=knn_shrink)
 
 
 def _dense(model: Baseline, asked: Cases, *, rows_C: Rows) -> Scorer:

@@ -58,7 +58,13 @@ def test_each_baseline_gets_its_figures(
     result = evaluate(cases, out, protocol="small", train=train, vectors=[content], k=1, note="!")
     assert result == json.loads(out.read_text())
     recall = {name: values["recall@1"] for name, values in result["small"].items()}
-    assert recall == {"popularity": 0, "item_knn": 1, "ease": 1, "content_knn_raw": 0}
+    assert recall == {
+        "popularity": 0,
+        "item_knn": 1,
+        "item_knn_shrunk": 1,
+        "ease": 1,
+        "content_knn_raw": 0,
+    }
     assert result["small"]["ease"] == {"recall@1": 1, "ndcg@1": 1, "se": 0, "n_users": 2}
     assert result["about"]["small"] == {"n_cases": 2, "n_candidates": 5, "note": "!"}
 
