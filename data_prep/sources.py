@@ -67,11 +67,10 @@ class Source:
                     f"expected a unit for numbers; set {unit_setting} to s, ms or us"
                 )
             number = column.cast("float64")
-            time = {
-                "s": lambda: (number * 1000).round(),
-                "ms": lambda: number.floor(),
-                "us": lambda: (number / 1000).floor(),
-            }[unit]()
+            per_unit = {"s": 1000.0, "ms": 1.0, "us": 0.001}[unit]
+            time = (number * per_unit).round()
+            # Of the raw number, as rounding fails on nan, infinity and what is far too large.
+            plausible = number.between(EARLIEST_MS / per_unit, LATEST_MS / per_unit)
         elif kind.is_timestamp() or kind.is_date() or kind.is_string():
             if unit in ("s", "ms", "us"):
                 raise ValueError(
@@ -82,13 +81,12 @@ class Source:
             moment = moment.cast("timestamp") if kind.is_date() else moment
             # Truncated, as DuckDB's epoch carries the fraction of the second and Spark's does not.
             time = moment.truncate("s").epoch_seconds() * 1000 + moment.millisecond()
+            plausible = time.between(EARLIEST_MS, LATEST_MS)
         else:
             raise ValueError(
                 f"{self.path}: column {name!r} holds {kind}, expected times for "
                 f"{self.setting}.{setting}; convert it to a timestamp"
             )
-        # The comparison also turns away nan and infinity, before the cast could fail on them.
-        plausible = time.between(EARLIEST_MS, LATEST_MS)
         return ibis.ifelse(plausible, time, ibis.null()).cast("int64")
 
     def positives(

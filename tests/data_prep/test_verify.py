@@ -1,0 +1,64 @@
+import shutil
+from pathlib import Path
+
+import pytest
+
+from data_prep.__main__ import main
+from data_prep.dataset import open_dataset
+from data_prep.verify import find_damage
+
+
+@pytest.fixture
+def copy(toy_dataset: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(toy_dataset, tmp_path / "copy"))
+
+
+def test_a_fresh_dataset_is_intact(toy_dataset: Path) -> None:
+    assert list(find_damage(toy_dataset)) == []
+
+
+@pytest.mark.parametrize("member", ["jpg", "json"])
+def test_one_flipped_byte_names_shard_and_key(copy: Path, member: str) -> None:
+    table = open_dataset(copy).content()._shard(1)
+    position = next(i for i, name in enumerate(table.members.to_pylist()) if name == member)
+    row, offset = int(table.item_rows[position]), int(table.offsets[position])
+    flip(copy / "items/items-000001.tar", offset + 9)
+    lines = list(find_damage(copy))
+    assert lines[0].startswith("items/items-000001.tar: found as many bytes of other content")
+    assert lines[1:] == [f"items/items-000001.tar: key {row:010d}, member {member} is damaged"]
+
+
+def test_a_flipped_byte_in_a_tar_header_or_a_user_block_is_named(copy: Path) -> None:
+    flip(copy / "items/items-000000.tar", 3)
+    flip(copy / "users/users-000000.tar", 5000)
+    lines = list(find_damage(copy))
+    assert any("key 0000000000" in line and "tar header" in line for line in lines)
+    assert any(line.startswith("users/users-000000.tar: key 00000000") for line in lines)
+
+
+def test_a_cut_off_tar_names_the_first_lost_key(copy: Path) -> None:
+    tar = copy / "items/items-000002.tar"
+    tar.write_bytes(tar.read_bytes()[:-30_000])
+    lines = list(find_damage(copy))
+    assert "items/items-000002.tar: found" in lines[0]
+    assert "is cut off" in lines[1]
+
+
+@pytest.mark.parametrize("name", ["items/items-000000.tar", "users.parquet"])
+def test_a_missing_file_is_named_and_the_exit_code_is_not_zero(
+    copy: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copy / name).unlink()
+    assert main(["verify", "--dataset_dir", str(copy)]) == 1
+    assert f"{name}: missing" in capsys.readouterr().out
+
+
+def test_a_tar_of_an_earlier_run_is_named(copy: Path) -> None:
+    shutil.copy(copy / "items/items-000000.tar", copy / "items/items-000077.tar")
+    assert "items/items-000077.tar: found, but not in the manifest" in "".join(find_damage(copy))
+
+
+def flip(path: Path, position: int) -> None:
+    payload = bytearray(path.read_bytes())
+    payload[position] ^= 0x10
+    path.write_bytes(payload)
