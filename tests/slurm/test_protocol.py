@@ -55,7 +55,8 @@ def test_one_command_chains_the_stages_and_gives_each_task_its_part(
     shard = ["-m", "data_prep", "shard", "--config", "c.yaml", "--stage"]
     assert words[0] == [*shard, "tables"]
     assert sorted(words[1:3]) == [
-        [*shard, "content", "--part", str(part), "--num_parts", "2"] for part in (0, 1)
+        [*shard, "content", "--part", str(part), "--num_parts", "2", "--num_workers", "1"]
+        for part in (0, 1)
     ]
     assert words[3:] == [[*shard, "manifest"]]
 
@@ -77,7 +78,7 @@ def test_running_some_parts_again_needs_the_number_of_parts_of_the_whole(
     assert slurm.wait(stand_in.submit(*content), seconds=60) == "FAILED"
     assert "set NUM_PARTS" in stand_in.output()
     assert slurm.wait(stand_in.submit(*content, NUM_PARTS="4"), seconds=60) == "COMPLETED"
-    assert stand_in.calls()[0]["argv"][-4:] == ["--part", "3", "--num_parts", "4"]
+    assert stand_in.calls()[0]["argv"][-6:-2] == ["--part", "3", "--num_parts", "4"]
 
 
 def test_every_gpu_of_every_node_gets_one_rank_and_the_same_master(

@@ -1,0 +1,137 @@
+"""The shipped batch files, as they are, with the real programs on a real two-node Slurm."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.slurm.conftest import Slurm
+
+pytestmark = pytest.mark.slurm
+REPOSITORY = Path(__file__).resolve().parents[2]
+# A toy world of seconds; on CPU, a rank is a task and there are no GPUs.
+WORLD = ("--num_users=150", "--num_items=120", "--num_events=4000", "--num_impressions=3000")
+NODES = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1")
+FIT = (
+    *("--config", "configs/toy/pretrain.yaml", "--config", "configs/toy/zero2.yaml"),
+    *("--trainer.accelerator", "cpu", "--data.config.global_batch_size", "32"),
+)
+
+
+@pytest.fixture(scope="module")
+def checkout(slurm: "Slurm", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to submit from: the shipped configurations, and raw tables where they look."""
+    folder = tmp_path_factory.mktemp("checkout")
+    (folder / "configs").symlink_to(REPOSITORY / "configs")
+    run(slurm, folder, "data_prep", "toy", "--config", "configs/toy/toy.yaml", *WORLD)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dataset(slurm: "Slurm", checkout: Path, scripts: Path) -> Path:
+    """The dataset that the three chained jobs make, with an array of two parts."""
+    submit = scripts / "submit_data_prep.sh"
+    shard = ("--config", "configs/toy/shard.yaml", "--items_per_shard", "64")
+    last = slurm.run(submit, "2", "--cpus-per-task=1", "--", *shard, cwd=checkout)
+    assert slurm.wait(last, seconds=240) == "COMPLETED", output(checkout)
+    return checkout / "data/toy/dataset"
+
+
+@pytest.fixture(scope="module")
+def run_dir(slurm: "Slurm", checkout: Path, dataset: Path, scripts: Path) -> Path:
+    """A run of ZeRO-2 on two nodes that has ended."""
+    job = submit_fit(slurm, checkout, scripts, "runs/whole", "--trainer.max_epochs", "2")
+    assert slurm.wait(job, seconds=400) == "COMPLETED", output(checkout)
+    return checkout / "runs/whole"
+
+
+def run(slurm: "Slurm", folder: Path, *words: str) -> str:
+    """Run a program as on the login node."""
+    command = [sys.executable, "-m", *words]
+    done = subprocess.run(
+        command, cwd=folder, env={**slurm.env}, text=True, capture_output=True, timeout=300
+    )
+    assert done.returncode == 0, f"{words}: exit {done.returncode}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+def submit_fit(slurm: "Slurm", checkout: Path, scripts: Path, run_dir: str, *flags: str) -> str:
+    """Submit pre-training of the toy configuration under ZeRO-2."""
+    words = (*NODES, scripts / "pretrain.sbatch", *FIT, *flags)
+    return slurm.submit(*words, cwd=checkout, RUN_DIR=run_dir, WANDB_MODE="disabled")
+
+
+def output(folder: Path) -> str:
+    """The end of every job's log."""
+    return "\n".join(f"{file.name}:\n{file.read_text()[-3000:]}" for file in folder.glob("*.out"))
+
+
+def test_an_array_of_two_parts_makes_an_intact_dataset(
+    slurm: "Slurm", checkout: Path, dataset: Path
+) -> None:
+    run(slurm, checkout, "data_prep", "verify", "--dataset_dir", str(dataset))
+    manifest = json.loads((dataset / "manifest.json").read_text())
+    assert manifest["counts"]["items"] == 120
+    logs = [file.read_text() for file in checkout.glob("data_prep-content-*.out")]
+    assert len(logs) == 2
+
+
+def test_content_without_tables_is_refused(slurm: "Slurm", checkout: Path, scripts: Path) -> None:
+    """As after an afterok that Slurm let through because it had forgotten the job."""
+    shard = ("--config", "configs/toy/shard.yaml", "--dataset_dir", "data/none")
+    content = ("--array=0-1", "--cpus-per-task=1", scripts / "data_prep.sbatch", "content", *shard)
+    job = slurm.submit(*content, cwd=checkout)
+    assert slurm.wait(job, seconds=120) == "FAILED"
+    assert "--stage tables first" in output(checkout)
+
+
+def test_zero_on_two_nodes_ends_with_done(run_dir: Path) -> None:
+    assert (run_dir / "DONE").exists()
+    assert list((run_dir / "checkpoints").glob("last*.ckpt"))
+
+
+def test_a_misspelt_key_fails_before_any_rank_starts(
+    slurm: "Slurm", checkout: Path, dataset: Path, scripts: Path
+) -> None:
+    job = submit_fit(slurm, checkout, scripts, "runs/misspelt", "--trainer.max_epoch", "2")
+    assert slurm.wait(job, seconds=240) == "FAILED"
+    assert slurm.jobs(job)[0]["ExitCode"] == "2:0"
+    assert "life 0" not in (checkout / f"pretrain-{job}.out").read_text()
+
+
+def test_a_signalled_run_is_requeued_and_goes_on_from_the_step_it_reached(
+    slurm: "Slurm", checkout: Path, dataset: Path, scripts: Path
+) -> None:
+    steps = ("--trainer.max_epochs", "-1", "--trainer.max_steps", "40")
+    job = submit_fit(slurm, checkout, scripts, "runs/stopped", *steps)
+    log, run_dir = checkout / f"pretrain-{job}.out", checkout / "runs/stopped"
+    checkpoints = run_dir / "checkpoints"
+    slurm.until(
+        lambda: any(checkpoints.glob("*.ckpt")) if checkpoints.exists() else False,
+        seconds=300,
+        what="the first checkpoint",
+    )
+    slurm.run("scancel", "--signal=USR1", job, cwd=checkout)
+    assert slurm.wait(job, seconds=400) == "COMPLETED", log.read_text()[-4000:]
+    assert slurm.jobs(job)[0]["Restarts"] == "1"
+    text = log.read_text()
+    assert "asked to stop: saved at step" in text
+    assert (run_dir / "DONE").read_text() == "step 40\n"
+
+
+def test_finetune_runs_on_what_pretraining_released(
+    slurm: "Slurm", checkout: Path, dataset: Path, run_dir: Path, scripts: Path
+) -> None:
+    released, folder = checkout / "runs/released", str(dataset)
+    run(
+        *(slurm, checkout, "pretrain", "export", "--run_dir", str(run_dir)),
+        *("--out_dir", str(released), "--dataset_dir", folder),
+    )
+    few = ("--gpus-per-node=0", "--cpus-per-task=1", "--mem=4G", scripts / "finetune.sbatch")
+    ladder = ("ladder", "--config", "configs/toy/ladder.yaml")
+    job = slurm.submit(*few, *ladder, cwd=checkout)
+    assert slurm.wait(job, seconds=400) == "COMPLETED", output(checkout)
