@@ -231,19 +231,22 @@ class _Relational:
         """Refuse a dataset with nothing to learn from, to choose on or to test on."""
         wanted = ["train_positives", "valid_events", "test_events"]
         wanted += [name for name in counts if name.startswith("impressions_")]
+        spared = self.config.split.may_be_empty
+        wanted = [name for name in wanted if not any(split in name for split in spared)]
         if empty := [name for name in wanted if counts[name] == 0]:
             found = ", ".join(f"{name} {counts[name]:,}" for name in wanted)
             raise ValueError(
                 f"{self.config.name}: found nothing for {' and '.join(empty)} ({found}; "
                 f"valid_start {_iso(cutoffs.valid_start)}, test_start "
                 f"{_iso(cutoffs.test_start)}, newest event {_iso(newest)}), expected some in "
-                "every split; correct `split` or loosen `filter`"
+                "every split; correct `split`, loosen `filter` or allow it in split.may_be_empty"
             )
 
     def _write(self, table: "ir.Table", path: Path, *, rows: int = ROW_GROUP_ROWS) -> int:
-        return write_parquet(
-            stream(self.con, table, rows=rows), path, schema=table.schema().to_pyarrow()
-        )
+        schema = table.schema().to_pyarrow()
+        written = write_parquet(stream(self.con, table, rows=rows), path, schema=schema)
+        logger.info("tables: wrote %s (%s rows)", path.name, f"{written:,}")
+        return written
 
 
 def _iso(time_ms: int) -> str:

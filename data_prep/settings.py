@@ -25,15 +25,16 @@ class SplitConfig:
     """Share of the interactions before `valid_start`."""
     test_quantile: float | None = None
     """Share of the interactions before `test_start`."""
+    may_be_empty: list[Literal["valid", "test"]] = field(default_factory=list)
+    """Splits that need no events, where a protocol other than time divides the log."""
 
     def __post_init__(self) -> None:
-        times = [self.valid_start, self.test_start]
-        quantiles = [self.valid_quantile, self.test_quantile]
-        given = [sum(value is not None for value in pair) for pair in (times, quantiles)]
-        if sorted(given) != [0, 2]:
+        times, quantiles = ("valid_start", "test_start"), ("valid_quantile", "test_quantile")
+        given = tuple(n for n in times + quantiles if getattr(self, n) is not None)
+        if given not in (times, quantiles):
             raise ValueError(
-                "split: expected both valid_start and test_start, or both valid_quantile and "
-                f"test_quantile; found {[name for name, value in vars(self).items() if value]}"
+                f"split: found {', '.join(given) or 'nothing'}, expected both valid_start and "
+                "test_start, or both valid_quantile and test_quantile; give one pair"
             )
         if self.valid_quantile is not None and self.test_quantile is not None:
             if not 0 < self.valid_quantile < self.test_quantile < 1:

@@ -184,6 +184,13 @@ def test_an_empty_split_is_an_error_with_counts(
         small.shard(split=SplitConfig(valid_start=split[0], test_start=split[1]))
 
 
+def test_a_split_may_be_empty_where_the_settings_say_so(small: "SmallWorld") -> None:
+    split = SplitConfig(
+        valid_start="2030-01-01", test_start="2030-01-02", may_be_empty=["valid", "test"]
+    )
+    assert open_dataset(small.shard(split=split)).manifest.counts["train_events"] == 40
+
+
 def test_no_known_item_at_all_is_an_error(small: "SmallWorld") -> None:
     small.items["item_id"] = [item + 1000 for item in small.items["item_id"]]
     with pytest.raises(ValueError, match="none of 40 rows has an item of the catalogue"):
