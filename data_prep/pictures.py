@@ -31,19 +31,23 @@ def prepare_picture(payload: bytes, settings: PictureConfig) -> bytes | Cause:
                 return "over_pixel_limit"
             small = min(picture.size) <= settings.short_side
             upright = picture.getexif().get(ORIENTATION_TAG, 1) == 1
-            if small and upright and picture.format == "JPEG" and picture.mode == "RGB":
-                _decode_strictly(payload)
+            plain = picture.format == "JPEG" and picture.mode == "RGB"
+            if small and upright and plain and _is_clean(payload):
                 return payload
             return _encode(picture, settings)
     except Exception:  # decoders meet any bytes and raise anything; the cause is counted
         return "not_decodable"
 
 
-def _decode_strictly(payload: bytes) -> None:
-    """Raise where libjpeg would only warn, such as for a cut-off file."""
+def _is_clean(payload: bytes) -> bool:
+    """Whether libjpeg decodes it without a warning; what it warns of is encoded anew."""
     import simplejpeg
 
-    simplejpeg.decode_jpeg(payload, min_height=1, min_width=1, min_factor=8, strict=True)
+    try:
+        simplejpeg.decode_jpeg(payload, min_height=1, min_width=1, min_factor=8, strict=True)
+    except ValueError:
+        return False
+    return True
 
 
 def _encode(picture: "Image.Image", settings: PictureConfig) -> bytes:
