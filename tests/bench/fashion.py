@@ -20,7 +20,6 @@ import sys
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
@@ -87,7 +86,7 @@ def run_protocol(
     write_tables(protocol, tables)
     module(
         "data_prep", "shard", "--config", CONFIGS / "shard.yaml", "--name", label,
-        "--dataset_dir", dataset_dir, "--interactions.path", tables / "log.parquet",
+        "--dataset_dir", dataset_dir, "--interactions.path", tables / "train.parquet",
     )  # fmt: skip
     settings = write_settings(
         config, run_dir=run_dir, dataset_dir=dataset_dir, features_dir=features_dir
@@ -122,21 +121,11 @@ def run_protocol(
 
 
 def write_tables(protocol: fashion_protocol.Protocol, folder: Path) -> None:
-    """Write what the baselines learn from, what is asked, what is ranked, and the log to shard."""
+    """Write what may be learnt from, what is asked and what is ranked."""
     folder.mkdir(parents=True, exist_ok=True)
-    log_columns = ["user_id", "item_id", "timestamp", "label"]
-    learnt = protocol.train.select(log_columns)
-    pq.write_table(learnt.select(["user_id", "item_id"]), folder / "train.parquet")
+    pq.write_table(protocol.train, folder / "train.parquet")
     pq.write_table(protocol.cases, folder / "cases.parquet")
     pq.write_table(protocol.candidates, folder / "candidates.parquet")
-    # data_prep refuses a dataset with nothing after its cut-offs. The protocol keeps that part
-    # outside, so two events that are not positive, and thus never learnt, stand in for it.
-    day = 24 * 3600
-    last = pc.max(learnt["timestamp"]).as_py()
-    one = learnt.slice(0, 1).to_pylist()[0] | {"label": 0}
-    rest = [one | {"timestamp": last + day}, one | {"timestamp": last + 2 * day}]
-    log_table = pa.concat_tables([learnt, pa.Table.from_pylist(rest, schema=learnt.schema)])
-    pq.write_table(log_table, folder / "log.parquet")
 
 
 def write_settings(config: Path, *, run_dir: Path, dataset_dir: Path, features_dir: Path) -> Path:
