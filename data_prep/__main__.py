@@ -69,10 +69,13 @@ def _run(parser: "ArgumentParser", settings: "Namespace") -> int:
 
             truth = make_toy(ToyConfig(**values))
             print(
-                f"{truth.num_events:,} events, {truth.num_impressions:,} impressions "
-                f"(click rate {truth.click_rate:.3f}); best reachable AUC on the test period "
-                f"{truth.best_reachable_auc:.4f}, over its cold items (share "
-                f"{truth.cold_share:.3f}) {truth.best_reachable_auc_cold:.4f}"
+                f"{truth.num_events:,} events, {truth.num_impressions:,} impressions; of the "
+                f"{truth.num_test_impressions:,} in the test period {truth.click_rate:.1%} are "
+                f"clicks and {truth.cold_share:.1%} of cold items"
+            )
+            print(
+                f"best reachable AUC on the test period: {_auc(truth.best_reachable_auc)}, "
+                f"over its cold items: {_auc(truth.best_reachable_auc_cold)}"
             )
         case "shard":
             from data_prep.shard import shard_dataset
@@ -110,6 +113,10 @@ def _print_report(manifest: "Manifest") -> None:
     console.print(filters)
     console.print(causes if manifest.quarantine else "quarantine: empty")
     console.print(counts)
+
+
+def _auc(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.4f}"
 
 
 def _one_line(error: BaseException) -> str:

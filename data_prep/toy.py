@@ -31,8 +31,9 @@ logger = logging.getLogger(__name__)
 class ToyTruth:
     """What the best possible model would reach on the test period."""
 
-    best_reachable_auc: float
-    best_reachable_auc_cold: float
+    best_reachable_auc: float | None
+    """None where the test period lacks clicks, as in a world of a few rows."""
+    best_reachable_auc_cold: float | None
     """Over test impressions of items without an interaction before `valid_start`."""
     cold_share: float
     """Share of the test impressions that are of such items."""
@@ -72,10 +73,10 @@ def make_toy(config: ToyConfig) -> ToyTruth:
     )
     probability, label, cold = (np.concatenate(part) for part in zip(*scored, strict=True))
     truth = ToyTruth(
-        best_reachable_auc=roc_auc(probability, label),
-        best_reachable_auc_cold=roc_auc(probability[cold], label[cold]),
-        cold_share=float(cold.mean()),
-        click_rate=float(label.mean()),
+        best_reachable_auc=_known(roc_auc(probability, label)),
+        best_reachable_auc_cold=_known(roc_auc(probability[cold], label[cold])),
+        cold_share=float(cold.mean()) if len(cold) else 0.0,
+        click_rate=float(label.mean()) if len(label) else 0.0,
         num_events=num_events,
         num_impressions=num_impressions,
         num_test_impressions=len(label),
@@ -83,6 +84,10 @@ def make_toy(config: ToyConfig) -> ToyTruth:
     )
     replace_file(out / "truth.json", (json.dumps(dataclasses.asdict(truth), indent=2)).encode())
     return truth
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else value
 
 
 def roc_auc(score: NDArray[np.floating], label: NDArray[np.integer]) -> float:

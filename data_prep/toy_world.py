@@ -80,7 +80,7 @@ def _part(
     mixed = np.sqrt((1 - PAIR_SHARE) / len(attributes)) * np.asarray(main) + np.sqrt(
         PAIR_SHARE / (len(attributes) - 1)
     ) * np.asarray(pairs)
-    standard: NDArray[np.float64] = (mixed - mixed.mean(0)) / mixed.std(0)
+    standard: NDArray[np.float64] = (mixed - mixed.mean(0)) / np.maximum(mixed.std(0), 1e-9)
     return standard
 
 

@@ -53,6 +53,11 @@ def test_the_truth_is_the_auc_of_the_true_probability_and_cold_items_exist(
     assert 0.1 < share < 0.35
 
 
+def test_a_world_of_one_row_has_an_unknown_best(tmp_path: Path) -> None:
+    sizes = {"num_users": 1, "num_items": 1, "num_events": 1, "num_impressions": 1}
+    assert make_toy(ToyConfig(out_dir=tmp_path, **sizes)).best_reachable_auc is None
+
+
 def test_no_score_of_ids_or_context_comes_near_the_best_reachable(toy_dataset: Path) -> None:
     dataset = open_dataset(toy_dataset)
     best = dataset.manifest.extra["best_reachable_auc"]
