@@ -1,0 +1,69 @@
+"""The parts of `make fashion` that are its own: its page, its settings, its cut of raw vectors."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+BENCH = Path(__file__).parents[1] / "bench"
+CONFIGS = Path(__file__).parents[2] / "configs" / "fashion"
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """tests/bench is a folder of scripts, not a package."""
+    monkeypatch.setattr(sys, "path", [str(BENCH), *sys.path])
+    return importlib.import_module("fashion")
+
+
+def test_the_run_gets_folders_of_its_own_everywhere(bench: ModuleType, tmp_path: Path) -> None:
+    path = bench.write_settings(
+        CONFIGS / "pretrain.yaml",
+        run_dir=tmp_path,
+        dataset_dir=Path("data/x"),
+        features_dir=Path("data/f"),
+    )
+    text = path.read_text()
+    settings = yaml.safe_load(text)
+    assert bench.RUN_PLACEHOLDER not in text
+    assert settings["trainer"]["default_root_dir"] == str(tmp_path / "pretrain")
+    assert settings["data"]["config"]["dataset_dir"] == "data/x"
+    assert settings["data"]["config"]["features_dir"] == "data/f"
+
+
+def test_raw_vectors_are_cut_by_modality(bench: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "released").mkdir()
+    (tmp_path / "embeddings").mkdir()
+    config = {
+        "model": {"towers": {"text": {}, "image": {}}},
+        "feature_widths": {"image": 3, "text": 2},
+    }
+    (tmp_path / "released" / "config.json").write_text(json.dumps(config))
+    raw = pa.array(np.arange(10, dtype=np.float32))
+    items = {"item_id": [7, 8], "raw": pa.FixedSizeListArray.from_arrays(raw, 5)}
+    pq.write_table(pa.table(items), tmp_path / "embeddings" / "items.parquet")
+    parts = pq.read_table(bench.write_raw_parts(tmp_path)).to_pydict()
+    assert parts == {
+        "item_id": [7, 8],
+        "raw_text": [[0, 1], [5, 6]],
+        "raw_image": [[2, 3, 4], [7, 8, 9]],
+    }
+
+
+def test_the_page_shows_every_system_its_reference_and_the_caveat(bench: ModuleType) -> None:
+    systems = {
+        "ease": {"recall@20": 0.2, "ndcg@20": 0.1, "se": 0.003, "n_users": 9},
+        "ours": {"recall@20": 0.25, "ndcg@20": 0.13, "se": 0.003, "n_users": 9},
+    }
+    about = {"n_cases": 9, "n_candidates": 1234, "note": "not free of <look-ahead>"}
+    html = bench.page({"fashion-all": systems, "about": {"fashion-all": about}})
+    for shown in ("0.2000 ± 0.0030", "0.2136", "0.2500", "1,234", "not free of &lt;look-ahead"):
+        assert shown in html
+    assert html.index("ease") < html.index("<td>ours")
