@@ -6,6 +6,8 @@ Letters, used in every file of this package:
     T  targets of a sample         P  (sample, target) pairs on this rank that exist
     n  distinct items on this rank G  candidate items of every rank
     N  items in the catalogue      D  shared width        F  width of one tower's features
+
+The classes are not frozen: Lightning moves a batch to its device by setting fields of a copy.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class ItemBatch:
     """The content of `n` distinct items, one entry a modality."""
 
@@ -32,7 +34,7 @@ class ItemBatch:
     """Modality → bool [n]: does the item have it?"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Batch:
     """Samples of one rank and every item they name, each once (resolve, de-duplicate, decode)."""
 
@@ -50,7 +52,7 @@ class Batch:
     """Which state of the user encoder predicts the target: how many events precede it strictly."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class QueryBatch:
     """Users to be evaluated: what each did strictly before a moment, and what came then."""
 

@@ -7,11 +7,10 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pytorch_lightning.cli import LightningCLI
+    from pretrain.lightning_cli import PretrainCLI
 
 COMMANDS = {
     "fit": "train both encoders; under torchrun or srun on many processes",
@@ -45,38 +44,26 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(2)
 
 
-def parse_run(args: list[str], *, command: str) -> LightningCLI:
+def parse_run(args: list[str], *, command: str) -> PretrainCLI:
     """Module, datamodule and trainer from the run's settings; nothing is started yet."""
     from jsonargparse import set_parsing_settings
 
     # Field docstrings become --help; it must be set before anything is parsed.
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    import torch
-    from pytorch_lightning.cli import LightningCLI
+    from pretrain.lightning_cli import PretrainCLI
 
-    from pretrain.data import PretrainData
-    from pretrain.module import PretrainModule
-    from pretrain.stop import StopOnSignal
-
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
-    cli = LightningCLI(
-        PretrainModule,
-        PretrainData,
-        args=args,
-        run=False,
-        seed_everything_default=0,
-        save_config_kwargs={"overwrite": True},
-        parser_kwargs={"prog": f"python -m pretrain {command}"},
-        trainer_defaults={"callbacks": [StopOnSignal()]},
-    )
-    cli.datamodule.dataset  # noqa: B018 - opening it reports a bad folder before anything starts
-    return cli
+    return PretrainCLI(args, command=command)
 
 
 def fit(args: list[str]) -> None:
     """Train, from `checkpoints/last` of the run folder where there is one."""
     cli = parse_run(args, command="fit")
-    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=newest_checkpoint(cli.trainer))
+    # Whatever is wrong with the data is said here, before any process group starts.
+    cli.datamodule.prepare(towers=cli.model.encoders.towers, user=cli.model.encoders.user)
+    # The checkpoint is of the run's own folder, and a ZeRO or Lightning checkpoint holds more
+    # than tensors; nothing that was handed over is ever loaded this way.
+    checkpoint = cli.run_config.newest_checkpoint()
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=False)
 
 
 def features(args: list[str]) -> None:
@@ -85,13 +72,6 @@ def features(args: list[str]) -> None:
     from pretrain.features import compute_features
 
     compute_features(cli.model.encoders, config=cli.datamodule.config)
-
-
-def newest_checkpoint(trainer: Any) -> str | None:  # noqa: ANN401 - keeps Lightning out of --help
-    """`last` of this run, if the run is being continued."""
-    folder = Path(trainer.default_root_dir) / "checkpoints"
-    found = sorted(folder.glob("last*.ckpt"), key=lambda path: path.stat().st_mtime)
-    return str(found[-1]) if found else None
 
 
 def run_command(name: str, args: list[str]) -> None:

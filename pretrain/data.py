@@ -230,6 +230,7 @@ class PretrainData(pl.LightningDataModule):
         super().__init__()
         self.config = config
         self.start_step = 0
+        self.windows: Windows | None = None
         self._opened: TriptychDataset | None = None
 
     @property
@@ -240,11 +241,13 @@ class PretrainData(pl.LightningDataModule):
         return self._opened
 
     def prepare(self, *, towers: Mapping[str, TowerConfig], user: UserEncoderConfig) -> None:
-        """Open everything for these towers; the module calls it before training.
+        """Open everything for these towers, once; training calls it before anything else.
 
         Raises:
             ValueError: no training events, features that are of other towers or another dataset.
         """
+        if self.windows is not None:
+            return
         manifest = self.dataset.manifest
         self.features = (
             FeatureCache.open(self.config.features_dir, dataset=self.dataset, towers=towers)
@@ -275,11 +278,6 @@ class PretrainData(pl.LightningDataModule):
         rng = np.random.default_rng([self.config.seed, 2])
         count = min(self.config.valid_queries, len(after))
         self.valid_chosen = np.sort(rng.choice(after, count, replace=False)) if count else after[:0]
-        if len(self.windows) < world_size():
-            raise ValueError(
-                f"{self.config.dataset_dir}: {len(self.windows)} windows of training events for "
-                f"{world_size()} processes; start fewer"
-            )
         counts = np.bincount(self.train_events.item_rows, minlength=self.dataset.num_items)
         self.item_probability = torch.from_numpy(counts / max(1, counts.sum())).float()
         self.steps_per_epoch = num_steps(
@@ -297,6 +295,12 @@ class PretrainData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Every epoch's steps; the first epoch's from `start_step` on, after a resume."""
+        assert self.windows is not None
+        if len(self.windows) < world_size():
+            raise ValueError(
+                f"{self.config.dataset_dir}: {len(self.windows)} windows of training events for "
+                f"{world_size()} processes; start fewer"
+            )
         steps = TrainSteps(
             self.train_events,
             self.windows,

@@ -208,9 +208,9 @@ class PretrainModule(pl.LightningModule):
         sums = sum_over_ranks(self._sums).cpu()
         for number, suffix in enumerate(("", "_warm", "_cold")):
             count, *totals = sums[number].tolist()
-            self.log(f"val/queries{suffix}", count)
+            self.log(f"val/queries{suffix}", count, sync_dist=True)
             for place, k in enumerate(CUTOFFS):
                 recall, ndcg = (totals[2 * place + j] / max(1.0, count) for j in (0, 1))
-                self.log(f"val/recall@{k}{suffix}", recall, prog_bar=(k == 20))
-                self.log(f"val/ndcg@{k}{suffix}", ndcg)
+                self.log(f"val/recall@{k}{suffix}", recall, prog_bar=(k == 20), sync_dist=True)
+                self.log(f"val/ndcg@{k}{suffix}", ndcg, sync_dist=True)
         del self._item_ND, self._event_ND

@@ -31,8 +31,11 @@ class ZeroStrategy(DeepSpeedStrategy):
         """
         if stage not in (1, 2, 3):
             raise ValueError(f"ZeRO stage must be 1, 2 or 3, got {stage}")
-        # Our losses sum over ranks with gradient, so the average over ranks must stay exact.
         super().__init__(stage=stage, zero_allow_untested_optimizer=True, **settings)
+        # For DeepSpeed's own throughput log alone; Lightning would ask the train dataloader for
+        # its batch sampler, and ours has none.
+        if isinstance(self.config, dict):
+            self.config.setdefault("train_micro_batch_size_per_gpu", 1)
 
     @property
     def _on_cpu(self) -> bool:

@@ -1,0 +1,74 @@
+"""Settings of a training run → module, datamodule, trainer, by Lightning's own CLI."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+
+from pretrain.data import PretrainData
+from pretrain.module import PretrainModule
+from pretrain.run import RunConfig
+
+
+class PretrainCLI(LightningCLI):
+    """Adds the section `run` and fits the trainer to it and to the launcher."""
+
+    def __init__(self, args: list[str], *, command: str) -> None:
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+        super().__init__(
+            PretrainModule,
+            PretrainData,
+            args=args,
+            run=False,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"prog": f"python -m pretrain {command}"},
+            trainer_defaults={
+                **launched_processes(),
+                "num_sanity_val_steps": 0,
+                "use_distributed_sampler": False,  # the data knows which rank reads what
+            },
+        )
+
+    @property
+    def run_config(self) -> RunConfig:
+        """The section `run`."""
+        config: RunConfig = self._get(self.config_init, "run")
+        return config
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the section `run`."""
+        parser.add_class_arguments(RunConfig, "run")
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:  # noqa: ANN401 - Lightning's own
+        """A trainer whose folder, loggers and callbacks are the run's."""
+        run = self.run_config
+        given = self._get(self.config_init, "trainer.callbacks") or []
+        return super().instantiate_trainer(
+            default_root_dir=run.dir,
+            logger=run.loggers(),
+            callbacks=[*given, *run.callbacks()],
+            enable_progress_bar=run.progress_bar,
+            **kwargs,
+        )
+
+
+def launched_processes() -> dict[str, int]:
+    """Processes a node and nodes, as torchrun or srun started them; a config may say otherwise.
+
+    Lightning's own `auto` counts GPUs, and takes one process on a CPU however many were started.
+    """
+    found = os.environ
+    if "LOCAL_WORLD_SIZE" in found:  # torchrun
+        local = int(found["LOCAL_WORLD_SIZE"])
+        return {"devices": local, "num_nodes": int(found["WORLD_SIZE"]) // local}
+    if "SLURM_PROCID" in found and "SLURM_NTASKS_PER_NODE" in found:  # srun, one task a GPU
+        return {
+            "devices": int(found["SLURM_NTASKS_PER_NODE"]),
+            "num_nodes": int(found["SLURM_NNODES"]),
+        }
+    return {}
