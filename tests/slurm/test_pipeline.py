@@ -17,8 +17,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 WORLD = ("--num_users=150", "--num_items=120", "--num_events=4000", "--num_impressions=3000")
 NODES = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1")
 FIT = (
-    *("--config", "configs/toy/pretrain.yaml", "--config", "configs/toy/zero2.yaml"),
-    *("--trainer.accelerator", "cpu", "--data.config.global_batch_size", "32"),
+    *("--config", "configs/toy/pretrain.yaml", "--config", "configs/zero2.yaml"),
+    *("--trainer.accelerator", "cpu", "--run.wandb", "off"),
+    *("--run.progress_bar", "false", "--data.config.global_batch_size", "32"),
 )
 
 
@@ -62,7 +63,7 @@ def run(slurm: "Slurm", folder: Path, *words: str) -> str:
 def submit_fit(slurm: "Slurm", checkout: Path, scripts: Path, run_dir: str, *flags: str) -> str:
     """Submit pre-training of the toy configuration under ZeRO-2."""
     words = (*NODES, scripts / "pretrain.sbatch", *FIT, *flags)
-    return slurm.submit(*words, cwd=checkout, RUN_DIR=run_dir, WANDB_MODE="disabled")
+    return slurm.submit(*words, cwd=checkout, RUN_DIR=run_dir)
 
 
 def output(folder: Path) -> str:
@@ -97,7 +98,7 @@ def test_zero_on_two_nodes_ends_with_done(run_dir: Path) -> None:
 def test_a_misspelt_key_fails_before_any_rank_starts(
     slurm: "Slurm", checkout: Path, dataset: Path, scripts: Path
 ) -> None:
-    job = submit_fit(slurm, checkout, scripts, "runs/misspelt", "--trainer.max_epoch", "2")
+    job = submit_fit(slurm, checkout, scripts, "runs/misspelt", "--trainer.max_steppes", "2")
     assert slurm.wait(job, seconds=240) == "FAILED"
     assert slurm.jobs(job)[0]["ExitCode"] == "2:0"
     assert "life 0" not in (checkout / f"pretrain-{job}.out").read_text()

@@ -1,0 +1,72 @@
+# Every target does its own set-up. PYTHON is only used to make .venv.
+PYTHON ?= python3.11
+TRIPTYCH_DATA ?= $(abspath ../shared/data)
+export TRIPTYCH_DATA
+BIN := .venv/bin
+PY := $(BIN)/python
+# One thread a process: two processes on two cores; more cores, more threads.
+export OMP_NUM_THREADS ?= 1
+export HF_HUB_OFFLINE ?= 1
+NPROC ?= 2
+TORCHRUN := $(PY) -m torch.distributed.run --standalone --nproc_per_node $(NPROC)
+
+.PHONY: setup demo test check films fashion bench test-slow test-slurm clean
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check 'setuptools>=77'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+.venv/towers: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[towers]'
+	touch $@
+
+demo: setup  ## toy data -> shards -> ZeRO-2 on 2 processes -> release -> CTR ladder -> report
+	$(PY) -m data_prep toy --config configs/toy/toy.yaml
+	$(PY) -m data_prep shard --config configs/toy/shard.yaml
+	$(PY) -m data_prep verify --dataset_dir data/toy/dataset
+	$(TORCHRUN) -m pretrain fit --config configs/toy/pretrain.yaml --config configs/zero2.yaml
+	$(PY) -m pretrain export --run_dir runs/demo/pretrain --out_dir runs/demo/released --dataset_dir data/toy/dataset
+	$(PY) -m pretrain embed --released runs/demo/released --dataset_dir data/toy/dataset --out_dir runs/demo/embeddings
+	OMP_NUM_THREADS=2 $(PY) -m finetune ladder --config configs/toy/ladder.yaml
+
+films: .venv/towers  ## films with posters and texts, the last block of the protocol films-ctr
+	$(PY) -m data_prep shard --config configs/films/shard.yaml
+	OMP_NUM_THREADS=2 $(PY) -m pretrain features --config configs/films/pretrain.yaml
+	$(TORCHRUN) -m pretrain fit --config configs/films/pretrain.yaml --config configs/zero2.yaml
+	$(PY) -m pretrain export --run_dir runs/films/pretrain --out_dir runs/films/released --dataset_dir data/films/dataset
+	$(PY) -m pretrain embed --released runs/films/released --dataset_dir data/films/dataset --features_dir runs/films/features --out_dir runs/films/embeddings
+	OMP_NUM_THREADS=2 $(PY) -m finetune ladder --config configs/films/ladder.yaml
+
+fashion: .venv/towers  ## the next purchase: our model and baselines under fashion-cold and fashion-all
+	$(PY) tests/bench/fashion.py --out_dir runs/fashion
+
+test: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(PY) -m pytest -m 'not slow and not slurm'
+
+check: setup  ## the inner loop: linters and the tests that start no process group
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(PY) -m pytest -m 'not slow and not slurm and not ranks'
+
+test-slow: setup
+	$(PY) -m pytest -m slow
+
+test-slurm: setup  ## a real two-node Slurm on this machine; installs Debian's packages as root
+	tests/slurm/cluster.sh install
+	TRIPTYCH_SLURM=1 $(PY) -m pytest -m slurm tests/slurm
+
+bench: .venv/towers
+	for file in tests/bench/bench_*.py; do $(PY) $$file || exit 1; done
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
