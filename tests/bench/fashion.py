@@ -108,7 +108,8 @@ def run_protocol(
     )  # fmt: skip
     parts = write_raw_parts(run_dir)
     module(
-        "pretrain", "evaluate", "--protocol", label, "--note", fashion_protocol.NOTES[protocol.name],
+        "pretrain", "evaluate", "--protocol", label,
+        "--note", fashion_protocol.NOTES[protocol.name],
         "--train", tables / "train.parquet", "--cases", tables / "cases.parquet",
         "--candidates", tables / "candidates.parquet",
         "--vectors", json.dumps([str(run_dir / "embeddings" / "items.parquet"), str(parts)]),
