@@ -2,11 +2,12 @@
 
 import itertools
 import math
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from data_prep.cleaning import Ledger, count_rows
 from data_prep.manifest import Cutoffs
-from data_prep.settings import FilterConfig, SplitConfig, parse_time
+from data_prep.settings import FilterConfig, ShardConfig, SplitConfig, parse_time
 
 if TYPE_CHECKING:
     import ibis
@@ -88,3 +89,25 @@ def keep_core(
         rows_out=rows,
     )
     return core.union(events.filter(events.time >= cutoffs.valid_start))
+
+
+def check_splits(
+    config: ShardConfig, counts: dict[str, int], *, cutoffs: Cutoffs, newest_event: int
+) -> None:
+    """Refuse a dataset with nothing to learn from, to choose on or to test on."""
+    wanted = ["train_positives", "valid_events", "test_events"]
+    wanted += [name for name in counts if name.startswith("impressions_")]
+    spared = config.split.may_be_empty
+    wanted = [name for name in wanted if not any(split in name for split in spared)]
+    if empty := [name for name in wanted if counts[name] == 0]:
+        found = ", ".join(f"{name} {counts[name]:,}" for name in wanted)
+        raise ValueError(
+            f"{config.name}: found nothing for {' and '.join(empty)} ({found}; "
+            f"valid_start {_iso(cutoffs.valid_start)}, test_start {_iso(cutoffs.test_start)}, "
+            f"newest event {_iso(newest_event)}), expected some in every split; correct `split`, "
+            "loosen `filter` or allow it in split.may_be_empty"
+        )
+
+
+def _iso(time_ms: int) -> str:
+    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="seconds")

@@ -6,13 +6,12 @@ can be run: items, users, events, and the items' raw content in the order of the
 
 import logging
 import shutil
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.catalogue import Catalogue, read_catalogue, read_users
 from data_prep.cleaning import Ledger, clean_log, count_rows
-from data_prep.log_filters import drop_duplicates, find_cutoffs, keep_core
+from data_prep.log_filters import check_splits, drop_duplicates, find_cutoffs, keep_core
 from data_prep.manifest import Cutoffs, Features
 from data_prep.parquet_files import write_parquet
 from data_prep.records import SPLITS, impressions_file
@@ -106,7 +105,7 @@ class _Relational:
         )
         if impressions is not None:
             counts |= self._write_impressions(impressions, users, cutoffs)
-        self._check_splits(counts, cutoffs, newest)
+        check_splits(self.config, counts, cutoffs=cutoffs, newest_event=newest)
         counts |= {"items": catalogue.num_items, "users": count_rows(users)}
         context = self.config.impressions.features if self.config.impressions else {}
         return TablesReport(
@@ -227,27 +226,8 @@ class _Relational:
             counts[f"impressions_{split}"] = self._write(part, path)
         return counts
 
-    def _check_splits(self, counts: dict[str, int], cutoffs: Cutoffs, newest: int) -> None:
-        """Refuse a dataset with nothing to learn from, to choose on or to test on."""
-        wanted = ["train_positives", "valid_events", "test_events"]
-        wanted += [name for name in counts if name.startswith("impressions_")]
-        spared = self.config.split.may_be_empty
-        wanted = [name for name in wanted if not any(split in name for split in spared)]
-        if empty := [name for name in wanted if counts[name] == 0]:
-            found = ", ".join(f"{name} {counts[name]:,}" for name in wanted)
-            raise ValueError(
-                f"{self.config.name}: found nothing for {' and '.join(empty)} ({found}; "
-                f"valid_start {_iso(cutoffs.valid_start)}, test_start "
-                f"{_iso(cutoffs.test_start)}, newest event {_iso(newest)}), expected some in "
-                "every split; correct `split`, loosen `filter` or allow it in split.may_be_empty"
-            )
-
     def _write(self, table: "ir.Table", path: Path, *, rows: int = ROW_GROUP_ROWS) -> int:
         schema = table.schema().to_pyarrow()
         written = write_parquet(stream(self.con, table, rows=rows), path, schema=schema)
         logger.info("tables: wrote %s (%s rows)", path.name, f"{written:,}")
         return written
-
-
-def _iso(time_ms: int) -> str:
-    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="seconds")
