@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+pytestmark = pytest.mark.ranks
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 
 

@@ -61,7 +61,8 @@ def make_batch(log: EventLog) -> Batch:
     windows = cut_windows(log, length=LENGTH, order="time")
     everything = np.arange(len(windows) - (len(windows) + 1) % 2)
     samples = draw_samples(
-        log, windows, batch=everything, part=rank_slice(everything, rank=rank(), num_ranks=world_size()),
+        log, windows, batch=everything,
+        part=rank_slice(everything, rank=rank(), num_ranks=world_size()),
         length=LENGTH, num_targets=3, order="time", seed=0, epoch=0, step=0,
     )  # fmt: skip
     named = np.concatenate([samples.history_BL.ravel(), samples.targets_BT.ravel()])

@@ -56,7 +56,7 @@ def main() -> int:
             if signals:
                 break
             time.sleep(0.1)
-    run_dir = value("--trainer.default_root_dir")
+    run_dir = value("--run.dir")
     if run_dir and rank == 0 and behaviour != "forget":
         (Path(run_dir) / ("REQUEUE" if signals else "DONE")).touch()
     return 0

@@ -95,7 +95,7 @@ def test_every_gpu_of_every_node_gets_one_rank_and_the_same_master(
     filled_in = ["--trainer.num_nodes", "2", "--trainer.devices", "2"]
     assert calls[0]["argv"] == [
         *("-m", "pretrain", "fit", "--config", "c.yaml"),
-        *("--trainer.default_root_dir", stand_in.env["RUN_DIR"], *filled_in),
+        *("--run.dir", stand_in.env["RUN_DIR"], *filled_in),
     ]
 
 

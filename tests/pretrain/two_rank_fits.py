@@ -1,0 +1,73 @@
+"""Several short trainings in one pair of processes; run by `test_fit.py`.
+
+    torchrun --nproc_per_node 2 tests/pretrain/two_rank_fits.py DATASET_DIR OUT_DIR
+
+Each run has a folder under OUT_DIR. `item_vectors.npy` in it is the catalogue as the last
+validation of the training process encoded it.
+"""
+
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+import torch.distributed as dist
+
+from pretrain.cli import parse_run
+
+SMALL = """
+--config configs/toy/pretrain.yaml --run.wandb off --run.progress_bar false
+--data.config.global_batch_size 40 --data.config.targets_per_sample 4
+--data.config.valid_queries 100 --model.encoders.dropout 0 --model.encoders.user.dropout 0
+--trainer.max_epochs 2 --trainer.log_every_n_steps 1 --trainer.accelerator cpu
+""".split()
+
+
+class KeepVectors(pl.Callback):
+    """Leaves the catalogue as the last validation saw it."""
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            folder = Path(trainer.default_root_dir)
+            np.save(folder / "item_vectors.npy", pl_module._item_ND.float().numpy())
+
+
+class StopAt(pl.Callback):
+    """Sends ourselves the signal that Slurm would send, in one rank only."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: object) -> None:
+        if trainer.global_step == self.step and trainer.global_rank == 1:
+            signal.raise_signal(signal.SIGUSR1)
+
+
+def fit(run_dir: Path, *words: str, dataset_dir: str, stop_at: int | None = None) -> None:
+    args = [*SMALL, "--run.dir", str(run_dir), "--data.config.dataset_dir", dataset_dir, *words]
+    cli = parse_run(args, command="fit")
+    cli.trainer.callbacks.append(KeepVectors())
+    if stop_at is not None:
+        cli.trainer.callbacks.insert(0, StopAt(stop_at))
+    checkpoint = cli.run_config.newest_checkpoint()
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=False)
+
+
+if __name__ == "__main__":
+    dataset_dir, out = sys.argv[1], Path(sys.argv[2])
+    one_epoch = ("--trainer.max_epochs", "1")
+    zero = {stage: ("--config", f"configs/zero{stage}.yaml") for stage in (1, 2, 3)}
+    fit(out / "zero2", *zero[2], dataset_dir=dataset_dir)
+    for life in range(2):  # the second life finds what the first left
+        fit(
+            out / "zero2_resumed", *zero[2], dataset_dir=dataset_dir,
+            stop_at=None if life else 2,
+        )  # fmt: skip
+        if dist.get_rank() == 0:
+            ended = "REQUEUE" if life == 0 else "DONE"
+            (out / f"life_{life}").write_text(str((out / "zero2_resumed" / ended).exists()))
+    fit(out / "zero1", *zero[1], *one_epoch, dataset_dir=dataset_dir)
+    accumulate = ("--trainer.accumulate_grad_batches", "2", "--trainer.precision", "bf16-mixed")
+    fit(out / "zero3_bf16", *zero[3], *one_epoch, *accumulate, dataset_dir=dataset_dir)
+    fit(out / "ddp", "--config", "configs/ddp.yaml", dataset_dir=dataset_dir)
