@@ -55,13 +55,13 @@ class Slurm:
         return ",".join(sorted({job["JobState"] for job in self.jobs(job_id)}))
 
     def until(self, condition: Callable[[], bool], *, seconds: float, what: str) -> None:
-        """Wait for `condition`; the queue is in the message if it does not come."""
+        """Wait for `condition`; no longer than there are jobs it could come from."""
         end = time.monotonic() + seconds
         while not condition():
-            if time.monotonic() > end:
-                queue = self.run("squeue", "-o", "%i %j %T %r", cwd=self.dir)
-                pytest.fail(f"{what}: not within {seconds} s; the queue:\n{queue}")
-            time.sleep(0.2)
+            queue = self.run("squeue", "-h", "-o", "%i %j %T %r", cwd=self.dir)
+            if time.monotonic() > end or not queue and not condition():
+                pytest.fail(f"{what}: not within {seconds} s; the queue: {queue or 'empty'}")
+            time.sleep(0.3)
 
     def node(self, action: str, name: str) -> None:
         """`fail` or `boot` a node."""

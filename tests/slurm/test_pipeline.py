@@ -101,7 +101,9 @@ def test_a_misspelt_key_fails_before_any_rank_starts(
     job = submit_fit(slurm, checkout, scripts, "runs/misspelt", "--trainer.max_steppes", "2")
     assert slurm.wait(job, seconds=240) == "FAILED"
     assert slurm.jobs(job)[0]["ExitCode"] == "2:0"
-    assert "life 0" not in (checkout / f"pretrain-{job}.out").read_text()
+    log = (checkout / f"pretrain-{job}.out").read_text()
+    assert "max_steppes" in log
+    assert "life 0" not in log
 
 
 def test_a_signalled_run_is_requeued_and_goes_on_from_the_step_it_reached(
