@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 import pytorch_lightning as pl
@@ -18,6 +19,8 @@ class PretrainCLI(LightningCLI):
     """Adds the section `run` and fits the trainer to it and to the launcher."""
 
     def __init__(self, args: list[str], *, command: str) -> None:
+        # DeepSpeed still calls collectives by names that torch 2.14 is about to rename.
+        warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
         super().__init__(
             PretrainModule,

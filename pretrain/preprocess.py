@@ -18,11 +18,27 @@ from pretrain.batch import ItemBatch
 from pretrain.towers import TowerConfig, resolve_name
 
 
+MAX_PIXELS = 50_000_000
+
+
 def decode_picture(data: bytes, *, size: int, fit: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """JPEG bytes → [size, size, 3] uint8.
 
     The JPEG is decoded at the smallest DCT scale that is still at least as large as `size`.
+
+    Raises:
+        ValueError: no JPEG, or one of more pixels than `MAX_PIXELS`; found in the header, before
+            anything is decoded.
     """
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+    except ValueError as error:
+        raise ValueError(
+            f"picture of {len(data)} bytes: found no JPEG ({error}); "
+            "data_prep.pictures.prepare_picture makes one of other formats"
+        ) from error
+    if height * width > MAX_PIXELS:
+        raise ValueError(f"picture: found {width} x {height} pixels, at most {MAX_PIXELS} are read")
     pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=size, min_width=size)
     picture = Image.fromarray(pixels)
     if picture.size != (size, size):

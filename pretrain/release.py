@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from data_prep.records import ItemRecord
 from pretrain.batch import ItemBatch
+from pretrain.item_encoder import ItemVectors
 from pretrain.model import ModelConfig, TwoSpaceModel
 from pretrain.preprocess import Preprocessor, build_preprocessors, collate_items
 from pretrain.towers import TowerConfig, build_backbone
@@ -147,14 +149,10 @@ class Release:
         Returns:
             Vectors to retrieve with [n, D], and vectors as events of a history [n, D].
         """
-        import pyarrow.compute as pc
-
         ids = item_ids if item_ids.type == self.item_ids.type else item_ids.cast(pa.string())
         known = self.item_ids if ids.type == self.item_ids.type else self.item_ids.cast(pa.string())
         rows = pc.index_in(ids, value_set=known).fill_null(-1).to_numpy(zero_copy_only=False)
         rows_n = torch.from_numpy(rows.astype(np.int64))
-        from pretrain.item_encoder import ItemVectors
-
         vectors = ItemVectors(item_nD, {}, item_nD.new_zeros(len(item_nD), 0))
         return self.model.encode_items(vectors, rows_n.clamp(min=0), hidden_n=rows_n < 0)
 
