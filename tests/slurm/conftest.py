@@ -59,7 +59,7 @@ class Slurm:
         end = time.monotonic() + seconds
         while not condition():
             queue = self.run("squeue", "-h", "-o", "%i %j %T %r", cwd=self.dir)
-            if time.monotonic() > end or not queue and not condition():
+            if time.monotonic() > end or (not queue and not condition()):
                 pytest.fail(f"{what}: not within {seconds} s; the queue: {queue or 'empty'}")
             time.sleep(0.3)
 
