@@ -21,7 +21,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
 import fashion_protocol
@@ -30,7 +29,7 @@ from fashion_page import page
 log = logging.getLogger("fashion")
 
 CONFIGS = Path("configs/fashion")
-RUN_PLACEHOLDER = "runs/fashion/run"
+ZERO = Path("configs/zero2.yaml")
 PROTOCOLS: tuple[fashion_protocol.ProtocolName, ...] = ("fashion-cold", "fashion-all")
 EASE_L2 = 200.0  # of 50, 200 and 500 the best on the validation of fashion-all
 
@@ -88,15 +87,16 @@ def run_protocol(
         "data_prep", "shard", "--config", CONFIGS / "shard.yaml", "--name", label,
         "--dataset_dir", dataset_dir, "--interactions.path", tables / "train.parquet",
     )  # fmt: skip
-    settings = write_settings(
-        config, run_dir=run_dir, dataset_dir=dataset_dir, features_dir=features_dir
-    )
+    settings = [
+        "--config", config, "--run.dir", run_dir / "pretrain",
+        "--data.config.dataset_dir", dataset_dir, "--data.config.features_dir", features_dir,
+    ]  # fmt: skip
     if not (features_dir / "features.json").is_file():
-        module("pretrain", "features", "--config", settings)
+        module("pretrain", "features", *settings)
     if not (run_dir / "released" / "config.json").is_file():
         module(
             "torch.distributed.run", "--standalone", "--nproc_per_node", num_processes,
-            "-m", "pretrain", "fit", "--config", settings,
+            "-m", "pretrain", "fit", *settings, "--config", ZERO,
         )  # fmt: skip
         module(
             "pretrain", "export", "--run_dir", run_dir / "pretrain", "--checkpoint", "last",
@@ -127,19 +127,6 @@ def write_tables(protocol: fashion_protocol.Protocol, folder: Path) -> None:
     pq.write_table(protocol.train, folder / "train.parquet")
     pq.write_table(protocol.cases, folder / "cases.parquet")
     pq.write_table(protocol.candidates, folder / "candidates.parquet")
-
-
-def write_settings(config: Path, *, run_dir: Path, dataset_dir: Path, features_dir: Path) -> Path:
-    """Write the settings of a run: the YAML with this run's folders in the place of its own."""
-    text = config.read_text().replace(RUN_PLACEHOLDER, str(run_dir / "pretrain"))
-    settings = yaml.safe_load(text)
-    settings["data"]["config"] |= {
-        "dataset_dir": str(dataset_dir),
-        "features_dir": str(features_dir),
-    }
-    path = run_dir / "pretrain.yaml"
-    path.write_text(yaml.safe_dump(settings, sort_keys=False))
-    return path
 
 
 def write_raw_parts(run_dir: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The parts of `make fashion` that are its own: its page, its settings, its cut of raw vectors."""
+"""The parts of `make fashion` that are its own: its page and its cut of raw vectors."""
 
 import importlib
 import json
@@ -10,10 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
 BENCH = Path(__file__).parents[1] / "bench"
-CONFIGS = Path(__file__).parents[2] / "configs" / "fashion"
 
 
 @pytest.fixture
@@ -21,21 +19,6 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """tests/bench is a folder of scripts, not a package."""
     monkeypatch.setattr(sys, "path", [str(BENCH), *sys.path])
     return importlib.import_module("fashion")
-
-
-def test_the_run_gets_folders_of_its_own_everywhere(bench: ModuleType, tmp_path: Path) -> None:
-    path = bench.write_settings(
-        CONFIGS / "pretrain.yaml",
-        run_dir=tmp_path,
-        dataset_dir=Path("data/x"),
-        features_dir=Path("data/f"),
-    )
-    text = path.read_text()
-    settings = yaml.safe_load(text)
-    assert bench.RUN_PLACEHOLDER not in text
-    assert settings["trainer"]["default_root_dir"] == str(tmp_path / "pretrain")
-    assert settings["data"]["config"]["dataset_dir"] == "data/x"
-    assert settings["data"]["config"]["features_dir"] == "data/f"
 
 
 def test_raw_vectors_are_cut_by_modality(bench: ModuleType, tmp_path: Path) -> None:
