@@ -211,3 +211,31 @@ def test_finetune_is_one_task(slurm: "Slurm", scripts: Path, stand_in: StandIn) 
     assert slurm.wait(job, seconds=60) == "COMPLETED", stand_in.output()
     words = [call["argv"] for call in stand_in.calls()]
     assert words == [["-m", "finetune", "ladder", "--config", "c.yaml"]]
+
+
+def test_a_cancelled_run_stays_cancelled(slurm: "Slurm", scripts: Path, stand_in: StandIn) -> None:
+    """scancel sends TERM first, to which the program answers by asking to be requeued."""
+    job = stand_in.submit(*TWO_BY_TWO, scripts / "pretrain.sbatch", behaviour="wait")
+    slurm.until(lambda: len(stand_in.calls()) == 4, seconds=60, what="four ranks")
+    slurm.run("scancel", job, cwd=stand_in.folder)
+    slurm.until(
+        lambda: slurm.run("squeue", "-h", cwd=stand_in.folder) == "", seconds=60, what="quiet"
+    )
+    assert slurm.wait(job, seconds=60) == "CANCELLED", stand_in.output()
+    assert {call["life"] for call in stand_in.calls()} == {0}
+
+
+@pytest.mark.parametrize("script", ["finetune.sbatch", "data_prep.sbatch"])
+def test_a_preempted_single_task_is_put_back_whatever_code_it_ended_with(
+    slurm: "Slurm", scripts: Path, stand_in: StandIn, *, script: str
+) -> None:
+    """Lightning answers TERM with exit code 0, as the stand-in does."""
+    few = ("--cpus-per-task=1", "--mem=2G", "--time=10")
+    word = "tables" if script == "data_prep.sbatch" else "ladder"
+    job = stand_in.submit(*few, scripts / script, word, behaviour="wait")
+    slurm.until(lambda: len(stand_in.calls()) == 1, seconds=60, what="the task")
+    urgent = ("--partition=urgent", "--nodes=2", "--exclusive", "--wrap", "srun sleep 1")
+    other = slurm.submit(*urgent, cwd=stand_in.folder)
+    assert slurm.wait(other, seconds=60) == "COMPLETED"
+    assert slurm.wait(job, seconds=60) == "COMPLETED", stand_in.output()
+    assert [call["life"] for call in stand_in.calls()] == [0, 1]
