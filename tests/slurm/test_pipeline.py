@@ -126,15 +126,20 @@ def test_a_signalled_run_is_requeued_and_goes_on_from_the_step_it_reached(
     assert (run_dir / "DONE").read_text() == "step 40\n"
 
 
-def test_finetune_runs_on_what_pretraining_released(
+def test_the_ladder_is_climbed_on_what_pretraining_released(
     slurm: "Slurm", checkout: Path, dataset: Path, run_dir: Path, scripts: Path
 ) -> None:
-    released, folder = checkout / "runs/released", str(dataset)
-    run(
-        *(slurm, checkout, "pretrain", "export", "--run_dir", str(run_dir)),
-        *("--out_dir", str(released), "--dataset_dir", folder),
+    """Two chained jobs, as in slurm/README.md."""
+    few = ("--gpus-per-node=0", "--cpus-per-task=1", "--mem=4G")
+    made = ("data/toy/dataset", "runs/demo/released", "runs/demo/embeddings")
+    release = slurm.submit(
+        *few, scripts / "release.sbatch", *made, cwd=checkout, RUN_DIR=str(run_dir)
     )
-    few = ("--gpus-per-node=0", "--cpus-per-task=1", "--mem=4G", scripts / "finetune.sbatch")
-    ladder = ("ladder", "--config", "configs/toy/ladder.yaml")
-    job = slurm.submit(*few, *ladder, cwd=checkout)
-    assert slurm.wait(job, seconds=400) == "COMPLETED", output(checkout)
+    after = (f"--dependency=afterok:{release}", "--kill-on-invalid-dep=yes")
+    short = ("--rungs", "[none,aligned]", "--seeds", "[0]", "--train.max_epochs", "1")
+    ladder = ("ladder", "--config", "configs/toy/ladder.yaml", *short, "--num_resamples", "20")
+    job = slurm.submit(*few, *after, scripts / "finetune.sbatch", *ladder, cwd=checkout)
+    assert slurm.wait(job, seconds=500) == "COMPLETED", output(checkout)
+    assert (checkout / "runs/demo/released/config.json").exists()
+    assert (checkout / "runs/demo/metrics.json").exists()
+    assert (checkout / "runs/demo/report.html").exists()

@@ -205,6 +205,23 @@ def test_a_lost_node_puts_the_job_back(slurm: "Slurm", scripts: Path, stand_in: 
     assert slurm.jobs(job)[0]["Restarts"] == "1"
 
 
+def test_only_a_run_that_is_done_is_released(
+    slurm: "Slurm", scripts: Path, stand_in: StandIn
+) -> None:
+    few = ("--cpus-per-task=1", "--mem=2G", scripts / "release.sbatch", "data", "rel", "emb")
+    job = stand_in.submit(*few)
+    assert slurm.wait(job, seconds=60) == "FAILED"
+    assert "DONE, expected a run that has ended" in stand_in.output()
+    (stand_in.folder / "run").mkdir()
+    (stand_in.folder / "run" / "DONE").touch()
+    job = stand_in.submit(*few, "--batch_size", "8")
+    assert slurm.wait(job, seconds=60) == "COMPLETED", stand_in.output()
+    run_dir, data = stand_in.env["RUN_DIR"], ["--dataset_dir", "data"]
+    export = ["export", "--run_dir", run_dir, *data, "--out_dir", "rel"]
+    embed = ["embed", "--released", "rel", *data, "--out_dir", "emb", "--batch_size", "8"]
+    assert [call["argv"][2:] for call in stand_in.calls()] == [export, embed]
+
+
 def test_finetune_is_one_task(slurm: "Slurm", scripts: Path, stand_in: StandIn) -> None:
     few = ("--cpus-per-task=1", "--mem=2G")
     job = stand_in.submit(*few, scripts / "finetune.sbatch", "ladder", "--config", "c.yaml")

@@ -16,6 +16,7 @@ NEEDED = {
     "data_prep.sbatch": EVERYWHERE | {"--ntasks=1"},
     "pretrain.sbatch": EVERYWHERE
     | {"--ntasks-per-node", "--gpus-per-node", "--signal=USR1@180", "--mem=0"},
+    "release.sbatch": EVERYWHERE | {"--ntasks=1", "--gpus-per-node=1"},
     "finetune.sbatch": EVERYWHERE | {"--ntasks=1", "--gpus-per-node=1"},
 }
 
@@ -43,7 +44,7 @@ def test_shellcheck_finds_nothing(file: Path) -> None:
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize("name", NEEDED)
+@pytest.mark.parametrize("name", sorted(NEEDED))
 def test_its_directives_are_there(name: str) -> None:
     found = directives(SLURM / name)
     found_with_name_only = {option.partition("=")[0] for option in found}
