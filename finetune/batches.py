@@ -1,0 +1,142 @@
+"""Which impressions a step sees, and in which order: a pure function of seed and epoch.
+
+No worker processes: a batch is a few `index_select` on matrices in memory, which costs less than
+handing it from one process to another (0.55 µs an impression against 4 with a row-wise loader).
+
+Shapes: N impressions, B impressions of a batch.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from finetune.content import ContentFeatures
+from finetune.data import Catalogue, Impressions
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Impressions of one step; letters as in data.py and content.py."""
+
+    ids_BF: Tensor
+    numeric_BK: Tensor
+    multi: list[Tensor]
+    """Per multi field: int32 [B, M], -1 padding."""
+    item_B: Tensor
+    history_BL: Tensor
+    label_B: Tensor
+    user_vector_BW: Tensor | None
+    """The user's content vector; None on the rung `none`."""
+
+    def to(self, device: torch.device) -> "Batch":
+        """On another device; Lightning moves batches by this name."""
+        vector_BW = self.user_vector_BW
+        return Batch(
+            ids_BF=self.ids_BF.to(device),
+            numeric_BK=self.numeric_BK.to(device),
+            multi=[rows_BM.to(device) for rows_BM in self.multi],
+            item_B=self.item_B.to(device),
+            history_BL=self.history_BL.to(device),
+            label_B=self.label_B.to(device),
+            user_vector_BW=None if vector_BW is None else vector_BW.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class CtrTable:
+    """Everything a model reads of one split."""
+
+    impressions: Impressions
+    users: Catalogue
+    items: Catalogue
+    content: ContentFeatures | None
+
+    def __len__(self) -> int:
+        return len(self.impressions)
+
+    def batch(self, rows_B: Tensor) -> Batch:
+        """The impressions at these positions."""
+        one = self.impressions
+        user_B, item_B = one.user_N[rows_B], one.item_N[rows_B]
+        numeric_BK = one.numeric_NK[rows_B]
+        user_vector_BW = None
+        if self.content is not None:
+            similarity_BS = self.content.similarity_NS[rows_B]
+            numeric_BK = torch.cat([numeric_BK, similarity_BS], dim=1)
+            user_vector_BW = self.content.user_vectors(rows_B)
+        return Batch(
+            ids_BF=one.ids_NF[rows_B],
+            numeric_BK=numeric_BK,
+            multi=[
+                *(table_RM[user_B] for table_RM in self.users.multi),
+                *(table_RM[item_B] for table_RM in self.items.multi),
+                *(rows_NM[rows_B] for rows_NM in one.multi),
+            ],
+            item_B=item_B,
+            history_BL=one.history_NL[rows_B],
+            label_B=one.label_N[rows_B],
+            user_vector_BW=user_vector_BW,
+        )
+
+
+def epoch_order(num_impressions: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order in which an epoch sees its impressions."""
+    return np.random.default_rng([seed, epoch]).permutation(num_impressions)
+
+
+class TrainBatches:
+    """One epoch of training batches, those of this rank.
+
+    A step's global batch does not depend on the number of ranks; rank r takes every world-th
+    impression of it. The last, partial global batch is left out: its gradient is the noisiest.
+    """
+
+    def __init__(
+        self,
+        table: CtrTable,
+        *,
+        batch_size: int,
+        seed: int,
+        epoch: Callable[[], int],
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if batch_size % world:
+            raise ValueError(
+                f"train.batch_size: found {batch_size}, expected a multiple of the {world} ranks"
+            )
+        self.table = table
+        self.batch_size = min(batch_size, len(table) // world * world)
+        self.seed = seed
+        self.epoch = epoch
+        self.rank = rank
+        self.world = world
+
+    def __len__(self) -> int:
+        return len(self.table) // self.batch_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        order = epoch_order(len(self.table), seed=self.seed, epoch=self.epoch())
+        for step in range(len(self)):
+            rows = order[step * self.batch_size : (step + 1) * self.batch_size]
+            yield self.table.batch(torch.from_numpy(rows[self.rank :: self.world]))
+
+
+class EvalBatches:
+    """Every impression once, in order."""
+
+    def __init__(self, table: CtrTable, *, batch_size: int = 4096) -> None:
+        self.table = table
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.table) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for start in range(0, len(self.table), self.batch_size):
+            stop = min(start + self.batch_size, len(self.table))
+            yield self.table.batch(torch.arange(start, stop))

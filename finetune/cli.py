@@ -1,0 +1,86 @@
+"""Words to one call. Nothing heavy is imported before the words are understood."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+from finetune.settings import FitConfig, LadderConfig, PredictConfig, ReportConfig
+
+_COMMANDS: dict[str, tuple[type[Any], str]] = {
+    "fit": (FitConfig, "train one head on one rung of the content ladder, with one seed"),
+    "ladder": (LadderConfig, "climb every rung with every seed, and write the report"),
+    "predict": (PredictConfig, "score new impressions with a finished run"),
+    "report": (ReportConfig, "write metrics.json and report.html again from finished runs"),
+}
+
+
+def build_parser() -> ArgumentParser:
+    """The parser of all four commands; a YAML file's keys are the flags' names."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog="python -m finetune", description="CTR heads on a release.")
+    commands = parser.add_subcommands(dest="command", required=True)
+    for name, (settings, text) in _COMMANDS.items():
+        command = ArgumentParser(description=f"{text[0].upper()}{text[1:]}.")
+        command.add_argument("--config", action="config", help="YAML file; later ones win")
+        command.add_class_arguments(settings, sub_configs=False)
+        commands.add_subcommand(name, command, help=text)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command; 2 after a user's error, which is one line on stderr."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    parser = build_parser()
+    parsed = parser.parse_args(list(argv))
+    command: str = parsed.command
+    try:
+        settings = _settings(parsed[command], _COMMANDS[command][0])
+        _run(command, settings)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _settings(parsed: Namespace, settings: type[Any]) -> Any:  # noqa: ANN401 - one of four
+    """The dataclass behind a command; its checks run here."""
+    parser = ArgumentParser()
+    parser.add_class_arguments(settings, "settings")
+    values = Namespace(parsed.clone())
+    values.pop("config", None)
+    return parser.instantiate_classes(Namespace(settings=values)).settings
+
+
+def _run(command: str, settings: Any) -> None:  # noqa: ANN401 - one of four
+    """Import what the command needs, and call it."""
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    from rich.console import Console
+
+    console = Console()
+    if command == "fit":
+        from finetune.fit import fit
+
+        record = fit(settings)
+        figures = {k: round(v, 4) for k, v in record["test"].items() if v == v}
+        console.print(f"{settings.rung}, seed {settings.seed}: test {figures}")
+        console.print(f"written: {settings.out_dir}")
+    elif command == "ladder":
+        from finetune.ladder import ladder
+
+        ladder(settings, console=console)
+        console.print(f"written: {settings.out_dir}/metrics.json, {settings.out_dir}/report.html")
+    elif command == "predict":
+        from finetune.predict import predict
+
+        count = predict(settings)
+        console.print(f"{count} scores written: {settings.out}")
+    else:
+        from finetune.ladder import table
+        from finetune.report import report
+
+        console.print(table(report(settings)))
+        console.print(f"written: {settings.run_dir}/report.html")

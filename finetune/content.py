@@ -1,0 +1,274 @@
+"""The content ladder: frozen item vectors, and what a head is told about a user and a target.
+
+Every rung but `none` has the same architecture and differs in its vectors alone, so that a
+difference between two rungs is a difference between their vectors.
+
+Shapes: I items (one zero row more for no item), W width of a rung's item vectors, N impressions,
+L history length, S similarities, D width of the released space, B impressions of a batch.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data_prep.dataset import Dataset
+from finetune.data import CtrData, Impressions
+from finetune.settings import InputConfig, Rung
+
+if TYPE_CHECKING:
+    from pretrain import Release
+
+logger = logging.getLogger(__name__)
+
+SIMILARITIES = ("user_to_item", "history_max_to_item", "history_mean_to_item")
+CHUNK_BYTES = 64 << 20
+"""Most bytes of gathered history vectors held at once."""
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What `python -m pretrain embed` wrote, checked against a dataset."""
+
+    dir: Path
+    newest_event: int
+    release_fingerprint: str
+    width: int
+
+    @staticmethod
+    def open(embeddings_dir: Path, dataset: Dataset) -> "Embeddings":
+        """Refuse a folder that is incomplete or of another dataset."""
+        path = embeddings_dir / "embeddings.json"
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{embeddings_dir}: found no embeddings.json, expected item vectors; "
+                "run python -m pretrain embed"
+            )
+        about = json.loads(path.read_text())
+        ids = pq.read_table(embeddings_dir / "items.parquet", columns=["item_id"])["item_id"]
+        if not ids.equals(dataset.items["item_id"]):
+            raise ValueError(
+                f"{embeddings_dir}: found vectors of {len(ids)} items that are not the "
+                f"{dataset.num_items} items of {dataset.dir}; "
+                "re-run python -m pretrain embed on this dataset"
+            )
+        return Embeddings(
+            embeddings_dir,
+            int(about["newest_event"]),
+            str(about["release_fingerprint"]),
+            int(about["width"]),
+        )
+
+    def item_vectors(self, column: str) -> Tensor:
+        """One vector an item in unit length, zero where missing; a zero row for no item, last."""
+        table = pq.read_table(self.dir / "items.parquet")
+        if column not in table.column_names:
+            raise ValueError(
+                f"{self.dir}/items.parquet: found columns {table.column_names}, expected "
+                f"{column}; re-run python -m pretrain embed"
+            )
+        array = table[column].combine_chunks()
+        flat = array.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+        width = array.type.list_size
+        if len(flat) != len(array) * width or not np.isfinite(flat).all():
+            raise ValueError(
+                f"{self.dir}/items.parquet: column {column} holds nulls or values that are not "
+                "finite, expected numbers; re-run python -m pretrain embed"
+            )
+        vectors = F.normalize(torch.from_numpy(flat.reshape(-1, width)), dim=1)
+        return torch.cat([vectors, torch.zeros(1, width)])
+
+
+@dataclass(frozen=True)
+class ContentFeatures:
+    """One split's content, computed once and frozen."""
+
+    user_UW: Tensor
+    """Distinct user vectors, zero where the history is empty."""
+    user_index_N: Tensor
+    """Each impression's row of `user_UW`."""
+    similarity_NS: Tensor
+    """Cosines as in SIMILARITIES, standardised; NaN where history or content is missing."""
+
+    def user_vectors(self, rows_B: Tensor) -> Tensor:
+        """User vectors of these impressions."""
+        return self.user_UW[self.user_index_N[rows_B]]
+
+
+@dataclass
+class Content:
+    """A rung's vectors, and the features they give."""
+
+    rung: Rung
+    item_IW: Tensor
+    event_ID: Tensor | None = None
+    """Items as events of a history, for the release's user encoder; None: the mean of vectors."""
+    release: "Release | None" = None
+    mean_S: Tensor | None = None
+    std_S: Tensor | None = None
+    """Mean and spread of the cosines over the training split; set by `fit`."""
+
+    @property
+    def width(self) -> int:
+        """Width of the item and user vectors."""
+        return self.item_IW.shape[1]
+
+    def standardisation(self) -> dict[str, list[float]]:
+        """Mean and spread of the cosines, as content.json keeps them."""
+        assert self.mean_S is not None
+        assert self.std_S is not None
+        return {"mean": self.mean_S.tolist(), "std": self.std_S.tolist()}
+
+    def restore(self, standardisation: Mapping[str, list[float]]) -> None:
+        """Take over the mean and spread of a finished run."""
+        self.mean_S = torch.tensor(standardisation["mean"])
+        self.std_S = torch.tensor(standardisation["std"])
+
+    def fit(self, data: CtrData) -> ContentFeatures:
+        """Features of the training split, whose cosines are standardised by their own spread."""
+        raw = self._features(data, data.train)
+        known = ~raw.similarity_NS.isnan()
+        count_S = known.sum(0).clamp(min=1)
+        filled_NS = raw.similarity_NS.nan_to_num()
+        self.mean_S = filled_NS.sum(0) / count_S
+        centred_NS = torch.where(known, raw.similarity_NS - self.mean_S, 0.0)
+        std_S = (centred_NS.square().sum(0) / count_S).sqrt()
+        self.std_S = torch.where(std_S > 0, std_S, 1.0)
+        return self._standardised(raw)
+
+    def features(self, data: CtrData, impressions: Impressions) -> ContentFeatures:
+        """Features of another split, standardised as the training split was."""
+        return self._standardised(self._features(data, impressions))
+
+    def _standardised(self, raw: ContentFeatures) -> ContentFeatures:
+        if self.mean_S is None or self.std_S is None:
+            raise ValueError(f"rung {self.rung}: cosines have no training spread yet; call fit")
+        similarity_NS = (raw.similarity_NS - self.mean_S) / self.std_S
+        return ContentFeatures(raw.user_UW, raw.user_index_N, similarity_NS)
+
+    def _features(self, data: CtrData, impressions: Impressions) -> ContentFeatures:
+        """User vectors once per distinct (user, time), then cosines per impression, in chunks."""
+        moments = torch.stack([impressions.user_N, impressions.time_N], dim=1)
+        _, index_N = torch.unique(moments, dim=0, return_inverse=True)
+        first_U = torch.zeros(int(index_N.max()) + 1, dtype=torch.int64)
+        first_U[index_N] = torch.arange(len(index_N))  # any of equal moments will do
+        length = impressions.history_NL.shape[1]
+        chunk = max(1, CHUNK_BYTES // (4 * length * max(self.width, 1)))
+        user_UW = torch.cat(
+            [self._users(data, impressions, rows_B) for rows_B in first_U.split(chunk)]
+        )
+        similarity_NS = torch.cat(
+            [
+                self._similarities(impressions, rows_B, user_UW[index_N[rows_B]])
+                for rows_B in torch.arange(len(impressions)).split(chunk)
+            ]
+        )
+        return ContentFeatures(user_UW, index_N, similarity_NS)
+
+    def _users(self, data: CtrData, impressions: Impressions, rows_B: Tensor) -> Tensor:
+        """User vectors [B, W] from the history strictly before each impression."""
+        history_BL = impressions.history_NL[rows_B].long()
+        some_B1 = (history_BL >= 0).any(1, keepdim=True)
+        if self.release is None or self.event_ID is None:
+            return F.normalize(self.item_IW[history_BL].sum(1), dim=1)
+        users = impressions.user_N[rows_B].numpy()
+        times_B = impressions.time_N[rows_B]
+        known = users < data.dataset.num_users
+        times_BL = torch.zeros_like(history_BL)
+        _, known_times = data.positives.histories(
+            users[known], times_B.numpy()[known], length=history_BL.shape[1]
+        )
+        times_BL[torch.from_numpy(known)] = torch.from_numpy(known_times)
+        # Row -1, padding, is never read: the release masks it.
+        user_BD = self.release.encode_histories(self.event_ID[:-1], history_BL, times_BL, times_B)
+        return torch.where(some_B1, user_BD.float(), 0.0)
+
+    def _similarities(
+        self, impressions: Impressions, rows_B: Tensor, user_BW: Tensor
+    ) -> Tensor:
+        """Cosines [B, S] of the user and of the history's items to the target."""
+        history_BL = impressions.history_NL[rows_B].long()
+        target_BW = self.item_IW[impressions.item_N[rows_B]]
+        present_I = self.item_IW.abs().sum(1) > 0
+        known_BL = (history_BL >= 0) & present_I[history_BL]  # row -1 is the zero row
+        cosine_BL = torch.einsum("blw,bw->bl", self.item_IW[history_BL], target_BW)
+        count_B = known_BL.sum(1)
+        highest_B = cosine_BL.masked_fill(~known_BL, -torch.inf).amax(1)
+        mean_B = (cosine_BL * known_BL).sum(1) / count_B.clamp(min=1)
+        to_user_B = (user_BW * target_BW).sum(1)
+        similarity_BS = torch.stack([to_user_B, highest_B, mean_B], dim=1)
+        missing_B = (count_B == 0) | (target_BW.abs().sum(1) == 0)
+        return similarity_BS.masked_fill(missing_B[:, None], torch.nan)
+
+
+def open_content(
+    rung: Rung, inputs: InputConfig, *, dataset: Dataset, seed: int
+) -> Content | None:
+    """A rung's vectors, after every check that can refuse them; None for `none`."""
+    if rung == "none":
+        return None
+    if inputs.embeddings_dir is None:
+        raise ValueError(
+            f"embeddings_dir: found none, expected the item vectors of rung {rung}; "
+            "run python -m pretrain embed and give its folder"
+        )
+    embeddings = Embeddings.open(inputs.embeddings_dir, dataset)
+    if rung == "noise":
+        # As wide as `aligned`, so that it has as many weights to overfit with.
+        noise = np.random.default_rng([seed, 0x6E6F]).standard_normal(
+            (dataset.num_items, embeddings.width), dtype=np.float32
+        )
+        item_IW = F.normalize(torch.from_numpy(noise), dim=1)
+        return Content(rung, torch.cat([item_IW, torch.zeros(1, embeddings.width)]))
+    if rung == "raw":
+        return Content(rung, embeddings.item_vectors("raw"))
+    release = _open_release(inputs, embeddings, dataset)
+    return Content(
+        rung, embeddings.item_vectors("aligned"), embeddings.item_vectors("event"), release
+    )
+
+
+def looks_ahead(newest_event: int, dataset: Dataset) -> bool:
+    """Whether something that has seen `newest_event` knows of the validation time or later."""
+    return newest_event >= dataset.manifest.cutoffs.valid_start
+
+
+def _open_release(
+    inputs: InputConfig, embeddings: Embeddings, dataset: Dataset
+) -> "Release":
+    from pretrain import load_released
+
+    if inputs.released is None:
+        raise ValueError(
+            "released: found none, expected the released folder whose user encoder the rung "
+            "aligned needs; run python -m pretrain export and give its folder"
+        )
+    release = load_released(inputs.released)
+    if release.fingerprint != embeddings.release_fingerprint:
+        raise ValueError(
+            f"{embeddings.dir}: found vectors of release {embeddings.release_fingerprint[:12]}, "
+            f"expected {release.fingerprint[:12]} ({inputs.released}); "
+            "re-run python -m pretrain embed with this release"
+        )
+    newest = max(release.newest_event, embeddings.newest_event)
+    if looks_ahead(newest, dataset):
+        valid_start = dataset.manifest.cutoffs.valid_start
+        found = (
+            f"{inputs.released}: found a newest event of {newest} ms, expected one before "
+            f"valid_start {valid_start} ms of {dataset.dir}: it has seen what it is tested on"
+        )
+        if not inputs.allow_look_ahead:
+            raise ValueError(
+                f"{found}; pre-train on events before valid_start, or give "
+                "--allow_look_ahead true, which the report records"
+            )
+        logger.warning("%s; allowed by allow_look_ahead", found)
+    return release

@@ -1,0 +1,199 @@
+"""One run: one head, one rung, one seed; the test split is opened once, at the end."""
+
+import logging
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
+from safetensors.torch import save_file
+
+from data_prep.dataset import Dataset, open_dataset
+from finetune import run_folder
+from finetune.batches import CtrTable
+from finetune.content import Content, looks_ahead, open_content
+from finetune.data import CtrData, Impressions
+from finetune.model import CtrModel
+from finetune.module import CtrModule
+from finetune.settings import FitConfig, InputConfig
+from finetune.slices import slice_masks, slice_metrics
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Inputs:
+    """A dataset, encoded once for all the runs that share it."""
+
+    dataset: Dataset
+    data: CtrData
+    content: dict[str, tuple[Content, CtrTable, CtrTable]] = field(default_factory=dict)
+    """Rungs whose vectors do not depend on the seed, with their training and validation tables."""
+
+    @staticmethod
+    def open(config: InputConfig) -> "Inputs":
+        """Read the dataset and learn its vocabulary."""
+        dataset = open_dataset(config.dataset_dir)
+        return Inputs(dataset, CtrData.learn(dataset, config))
+
+    def tables(self, config: FitConfig) -> tuple[Content | None, CtrTable, CtrTable]:
+        """A rung's content, and the training and validation tables."""
+        if config.rung in self.content:
+            return self.content[config.rung]
+        content = open_content(config.rung, config, dataset=self.dataset, seed=config.seed)
+        data = self.data
+        if content is None:
+            features = (None, None)
+        else:
+            features = (content.fit(data), content.features(data, data.valid))
+        train = CtrTable(data.train, data.users, data.items, features[0])
+        valid = CtrTable(data.valid, data.users, data.items, features[1])
+        if content is not None and content.rung != "noise":
+            self.content[config.rung] = (content, train, valid)
+        return content, train, valid
+
+
+def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
+    """Train, restore the best epoch, evaluate once on test, write the run folder.
+
+    Returns what metrics.json holds.
+    """
+    started = time.monotonic()
+    inputs = inputs or Inputs.open(config)
+    content, train, valid = inputs.tables(config)
+    _quiet_lightning()
+    torch.manual_seed(config.seed)
+    model = CtrModel(config.head, data=inputs.data, content=content)
+    module = CtrModule(model, config.train, train=train, valid=valid, seed=config.seed)
+    config.out_dir.mkdir(parents=True, exist_ok=True)
+    (config.out_dir / run_folder.METRICS_FILE).unlink(missing_ok=True)
+    best_epoch = _train(module, config)
+
+    opened_before = inputs.data.test_opened
+    test = inputs.data.open_test()
+    features = content.features(inputs.data, test) if content else None
+    score_N = model.predict(CtrTable(test, inputs.data.users, inputs.data.items, features)).numpy()
+    figures, counts = slice_metrics(
+        test.user_N.numpy(),
+        test.label_N.numpy(),
+        score_N=score_N,
+        masks=slice_masks(inputs.dataset, test.user_N.numpy(), test.item_N.numpy()),
+    )
+    record = {
+        "run_version": run_folder.RUN_VERSION,
+        "fingerprint": run_folder.fingerprint(config),
+        "rung": config.rung,
+        "seed": config.seed,
+        "head": config.head.name,
+        "test": figures,
+        "counts": counts,
+        "valid": module.history[best_epoch - 1],
+        "best_epoch": best_epoch,
+        "epochs": len(module.history),
+        "test_opened": inputs.data.test_opened - opened_before,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "provenance": provenance(config, inputs.dataset, content=content),
+        "seconds": round(time.monotonic() - started, 2),
+    }
+    _write(config, inputs, model=model, content=content, history=module.history)
+    table = predictions_table(inputs.dataset, test, score_N)
+    run_folder.write_predictions(table, config.out_dir / run_folder.PREDICTIONS_FILE)
+    run_folder.write_json(record, config.out_dir / run_folder.METRICS_FILE)
+    return record
+
+
+def _train(module: CtrModule, config: FitConfig) -> int:
+    """Train until validation AUC stops rising, restore the best weights; returns their epoch."""
+    with tempfile.TemporaryDirectory(dir=config.out_dir, prefix=".checkpoints-") as folder:
+        best = ModelCheckpoint(
+            folder, monitor="val/auc", mode="max", save_top_k=1, save_weights_only=True
+        )
+        stop = EarlyStopping("val/auc", mode="max", patience=config.train.patience)
+        callbacks: list[Callback] = [best, stop]
+        if config.trainer.progress == "rich":
+            callbacks.append(RichProgressBar())
+        arguments: dict[str, Any] = {
+            "accelerator": config.trainer.accelerator,
+            "devices": config.trainer.devices,
+            "strategy": config.trainer.strategy,
+            "precision": config.trainer.precision,
+            "log_every_n_steps": config.trainer.log_every_n_steps,
+            "enable_progress_bar": config.trainer.progress == "rich",
+            "gradient_clip_val": config.train.grad_clip_norm or None,
+            "max_epochs": config.train.max_epochs,
+            "default_root_dir": config.out_dir,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+            "logger": False,
+            "callbacks": callbacks,
+        }
+        trainer = pl.Trainer(**(arguments | config.trainer.extra))
+        trainer.fit(module)
+        module.load_best(torch.load(best.best_model_path, weights_only=True, map_location="cpu"))
+    values = [row["val/auc"] for row in module.history]
+    return int(np.argmax(values)) + 1
+
+
+def predictions_table(dataset: Dataset, impressions: Impressions, score_N: Any) -> pa.Table:  # noqa: ANN401
+    """Scores beside the ids they belong to."""
+    return pa.table(
+        {
+            "user_id": dataset.users["user_id"].take(pa.array(impressions.user_N.numpy())),
+            "item_id": dataset.items["item_id"].take(pa.array(impressions.item_N.numpy())),
+            "time": impressions.time_N.numpy(),
+            "label": impressions.label_N.numpy(),
+            "score": score_N,
+        }
+    )
+
+
+def provenance(config: InputConfig, dataset: Dataset, *, content: Content | None) -> dict[str, Any]:
+    """What a figure rests on: data, cut-offs, and how new the release's newest event is."""
+    import hashlib
+
+    manifest_bytes = (dataset.dir / "manifest.json").read_bytes()
+    release = content.release if content else None
+    newest = release.newest_event if release else None
+    return {
+        "dataset": dataset.manifest.name,
+        "dataset_fingerprint": hashlib.sha256(manifest_bytes).hexdigest(),
+        "valid_start": dataset.manifest.cutoffs.valid_start,
+        "test_start": dataset.manifest.cutoffs.test_start,
+        "release_fingerprint": release.fingerprint if release else None,
+        "release_newest_event": newest,
+        "look_ahead": newest is not None and looks_ahead(newest, dataset),
+    }
+
+
+def _write(
+    config: FitConfig,
+    inputs: Inputs,
+    *,
+    model: CtrModel,
+    content: Content | None,
+    history: list[dict[str, float]],
+) -> None:
+    run_folder.write_config(config, config.out_dir)
+    run_folder.write_history(history, config.out_dir)
+    inputs.data.vocabulary.save(config.out_dir / run_folder.VOCABULARY_FILE)
+    save_file(
+        {name: value.contiguous() for name, value in model.state_dict().items()},
+        config.out_dir / run_folder.WEIGHTS_FILE,
+    )
+    if content is not None:
+        run_folder.write_json(content.standardisation(), config.out_dir / run_folder.CONTENT_FILE)
+
+
+def _quiet_lightning() -> None:
+    """Twelve runs in a ladder need not say twelve times that there is no GPU."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for message in (".*does not have many workers.*", ".*number of training batches.*"):
+        warnings.filterwarnings("ignore", message)

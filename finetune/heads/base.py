@@ -1,0 +1,78 @@
+"""What every head takes and gives, and the layers they share.
+
+Shapes: B impressions, F fields, E width of a field, L history length, H width of a history item.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from finetune.settings import HeadConfig
+
+
+@dataclass(frozen=True)
+class HeadInputs:
+    """An impression after embedding."""
+
+    fields_BFE: Tensor
+    """One vector a field: ids, features, content."""
+    first_order_B: Tensor
+    """Sum of the fields' own weights: the linear part, bias included."""
+    target_BH: Tensor
+    """The item shown: its id vector, with its content beside it where there is content."""
+    history_BLH: Tensor
+    """Items of the history, like the target."""
+    history_mask_BL: Tensor
+    """True where there is an item."""
+
+
+class Head(nn.Module, ABC):
+    """Fields to a logit."""
+
+    uses_history: ClassVar[bool] = False
+    """Whether the head pools the history itself; otherwise its mean is one of the fields."""
+    uses_first_order: ClassVar[bool] = False
+    """Whether the head reads `first_order_B`, so that fields have a weight of their own."""
+
+    @abstractmethod
+    def __init__(
+        self, config: HeadConfig, *, num_fields: int, field_width: int, history_width: int
+    ) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, inputs: HeadInputs) -> Tensor:
+        """Logit of each impression, [B]."""
+
+
+class Dice(nn.Module):
+    """Data-adaptive PReLU (Zhou et al. 2018, section 5.3): p(s) s + (1 - p(s)) α s.
+
+    p is a sigmoid of s standardised over the batch.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-8)
+        self.alpha = nn.Parameter(torch.zeros(width))
+
+    def forward(self, s: Tensor) -> Tensor:
+        """Same shape out."""
+        p = torch.sigmoid(self.norm(s))
+        out: Tensor = p * s + (1 - p) * self.alpha * s
+        return out
+
+
+def deep_part(
+    width: int, hidden: tuple[int, ...], *, dropout: float, activation: type[nn.Module] | None
+) -> nn.Sequential:
+    """Linear layers with dropout, without an output layer; no activation means Dice."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise((width, *hidden)):
+        unit = Dice(after) if activation is None else activation()
+        layers += [nn.Linear(before, after), unit, nn.Dropout(dropout)]
+    return nn.Sequential(*layers)

@@ -1,0 +1,134 @@
+"""Rungs × seeds of one head in one process, and the report over them."""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from data_prep.dataset import open_dataset
+from finetune import run_folder
+from finetune.compare import Comparison
+from finetune.content import open_content
+from finetune.data import check_splits
+from finetune.fit import Inputs, fit
+from finetune.settings import FitConfig, LadderConfig, TrainerConfig
+
+logger = logging.getLogger(__name__)
+
+RUNS_DIR = "ladder"
+
+
+def ladder(config: LadderConfig, *, console: Console) -> Comparison:
+    """Climb every rung with every seed, keep what is finished, write the report."""
+    from finetune.report import write_report
+
+    configs = run_configs(config)
+    waiting = [one for one in configs if not run_folder.is_finished(one)]
+    if len(waiting) < len(configs):
+        console.print(f"{len(configs) - len(waiting)} of {len(configs)} runs are kept")
+    run_folder.write_config(config, config.out_dir)
+    if waiting:
+        _check(waiting)
+        _run(waiting, console=console)
+    comparison = write_report(
+        config.out_dir,
+        run_dirs=[one.out_dir for one in configs],
+        pretrain_metrics=config.pretrain_metrics,
+        num_resamples=config.num_resamples,
+    )
+    console.print(table(comparison))
+    return comparison
+
+
+def run_configs(config: LadderConfig) -> list[FitConfig]:
+    """Settings of every run, rung by rung."""
+    shared = {
+        name.name: getattr(config, name.name)
+        for name in dataclasses.fields(FitConfig)
+        if hasattr(config, name.name) and name.name not in ("out_dir", "trainer")
+    }
+    trainer = TrainerConfig(**{**dataclasses.asdict(config.trainer), "progress": "none"})
+    return [
+        FitConfig(
+            **shared, trainer=trainer, rung=rung, seed=seed, out_dir=run_dir(config, rung, seed)
+        )
+        for rung in config.rungs
+        for seed in config.seeds
+    ]
+
+
+def run_dir(config: LadderConfig, rung: str, seed: int) -> Path:
+    """Folder of one run."""
+    return config.out_dir / RUNS_DIR / config.head.name / rung / f"seed-{seed}"
+
+
+def _check(configs: list[FitConfig]) -> None:
+    """Open what every rung needs, so that the last one does not fail after an hour."""
+    dataset = open_dataset(configs[0].dataset_dir)
+    check_splits(dataset)
+    for config in {one.rung: one for one in configs}.values():
+        open_content(config.rung, config, dataset=dataset, seed=config.seed)
+
+
+def _run(configs: list[FitConfig], *, console: Console) -> None:
+    inputs = Inputs.open(configs[0])
+    progress = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[last]}"),
+        console=console,
+    )
+    with progress:
+        task = progress.add_task("ladder", total=len(configs), last="")
+        for config in configs:
+            name = f"{config.head.name} {config.rung} seed {config.seed}"
+            progress.update(task, description=name)
+            record = fit(config, inputs)
+            auc = record["test"]["auc"]
+            progress.update(task, advance=1, last=f"{name}: test AUC {auc:.4f}")
+
+
+def table(comparison: Comparison) -> Table:
+    """The ladder as the command line prints it."""
+    best = comparison.best_reachable["auc"]
+    reachable = "" if best is None else f"; best reachable AUC {best:.4f}"
+    drawn = Table(
+        title=f"Content ladder: mean ± std over seeds{reachable}",
+        caption="Δ: difference to none with its 95 % interval over users, paired",
+    )
+    drawn.add_column("rung", style="bold")
+    for heading in ("AUC", "Δ AUC", "AUC cold", "Δ AUC cold", "GAUC", "log loss", "ECE"):
+        drawn.add_column(heading, justify="right", no_wrap=True)
+    for rung in comparison.rungs:
+        spreads = comparison.spreads[rung]
+        drawn.add_row(
+            rung,
+            spreads["auc"].text,
+            _gain(comparison, rung, metric="auc"),
+            spreads["auc_cold"].text,
+            _gain(comparison, rung, metric="auc_cold"),
+            spreads["gauc"].text,
+            spreads["logloss"].text,
+            f"{spreads['ece'].mean:.4f}",
+        )
+    return drawn
+
+
+def _gain(comparison: Comparison, rung: str, *, metric: str) -> str:
+    one = comparison.differences.get(f"{rung}-none", {}).get(metric)
+    return one.text if one else "–"

@@ -1,0 +1,75 @@
+"""A CTR model: fields and a head. No Lightning, so that scoring needs none.
+
+Shapes: B impressions.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from finetune.batches import Batch, CtrTable, EvalBatches
+from finetune.content import SIMILARITIES, Content
+from finetune.data import CtrData
+from finetune.fields import FieldEmbedding
+from finetune.heads import HEADS
+from finetune.settings import HeadConfig
+from finetune.vocabulary import ID_FIELDS
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a step gives."""
+
+    logit_B: Tensor
+    id_square_sum: Tensor
+    """Sum of squares of the embedding rows read, for their penalty."""
+
+
+class CtrModel(nn.Module):
+    """Scores encoded impressions."""
+
+    def __init__(self, config: HeadConfig, *, data: CtrData, content: Content | None) -> None:
+        super().__init__()
+        head = HEADS[config.name]
+        vocabulary = data.vocabulary
+        single = [one for one in vocabulary.categorical if one.kind == "categorical"]
+        self.fields = FieldEmbedding(
+            num_rows=vocabulary.num_rows,
+            num_ids=len(single),
+            num_multi=len(vocabulary.categorical) - len(single),
+            num_numeric=len(vocabulary.numeric) + (len(SIMILARITIES) if content else 0),
+            width=config.embedding_width,
+            id_columns=[
+                (column, one.unknown)
+                for column, one in enumerate(single)
+                if one.name == ID_FIELDS.get(one.owner)
+            ],
+            item_id_rows_I=data.item_id_rows,
+            item_IW=content.item_IW if content else None,
+            first_order=head.uses_first_order,
+            pool_history=not head.uses_history,
+        )
+        self.head = head(
+            config,
+            num_fields=self.fields.num_fields,
+            field_width=config.embedding_width,
+            history_width=self.fields.history_width,
+        )
+
+    def forward(self, batch: Batch) -> Scored:
+        """Logits and what the penalty needs."""
+        inputs, id_square_sum = self.fields(batch)
+        return Scored(self.head(inputs), id_square_sum)
+
+    @torch.inference_mode()
+    def predict(self, table: CtrTable) -> Tensor:
+        """Click probabilities of a whole split, in order."""
+        self.eval()
+        device = self.fields.bias.device
+        parts = [
+            torch.sigmoid(self(batch.to(device)).logit_B.float()).cpu()
+            for batch in EvalBatches(table)
+        ]
+        return torch.cat(parts)
+

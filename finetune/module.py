@@ -1,0 +1,141 @@
+"""A CTR model under Lightning: two speeds of learning, and AUC every epoch.
+
+Shapes: B impressions of a batch.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from finetune.batches import Batch, CtrTable, EvalBatches, TrainBatches
+from finetune.metrics import auc, gauc, log_loss
+from finetune.model import CtrModel
+from finetune.settings import TrainConfig
+
+Epoch = dict[str, float]
+
+
+class CtrModule(pl.LightningModule):
+    """Trains a `CtrModel`; `history` holds a row of figures an epoch."""
+
+    def __init__(
+        self, model: CtrModel, config: TrainConfig, *, train: CtrTable, valid: CtrTable, seed: int
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.train_table = train
+        self.valid_table = valid
+        self.seed = seed
+        self.history: list[Epoch] = []
+        self._train_logits: list[Tensor] = []
+        self._train_labels: list[Tensor] = []
+        self._valid_logits: list[Tensor] = []
+
+    def train_dataloader(self) -> TrainBatches:
+        """This rank's batches; the order follows from seed and epoch."""
+        return TrainBatches(
+            self.train_table,
+            batch_size=self.config.batch_size,
+            seed=self.seed,
+            epoch=lambda: self.current_epoch,
+            rank=self.trainer.global_rank,
+            world=self.trainer.world_size,
+        )
+
+    def val_dataloader(self) -> EvalBatches:
+        """The whole validation split, on every rank."""
+        return EvalBatches(self.valid_table)
+
+    def transfer_batch_to_device(
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
+        """Move every tensor of a batch."""
+        return batch if device.type == "cpu" else batch.to(device)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW with the embedding table in a group of its own.
+
+        The table has no weight decay: Adam would shrink the rows of rare ids at full speed,
+        whatever the coefficient. `id_l2` penalises the rows a batch touches instead. Row-sparse
+        updates come with issue 5.
+        """
+        table = self.model.fields.table.weight
+        dense = [p for p in self.model.parameters() if p is not table]
+        groups = [
+            {"params": [table], "lr": self.config.id_lr, "weight_decay": 0.0},
+            {"params": dense, "lr": self.config.lr, "weight_decay": self.config.weight_decay},
+        ]
+        return torch.optim.AdamW(groups, fused=True)
+
+    def on_train_epoch_start(self) -> None:
+        """Freeze the embedding table once it has had its epochs."""
+        limit = self.config.id_epochs
+        if limit is not None and self.current_epoch >= limit:
+            self.trainer.optimizers[0].param_groups[0]["lr"] = 0.0
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Log loss plus the penalty of the ids that were read."""
+        batch = self._drop_ids(batch)
+        scored = self.model(batch)
+        loss = F.binary_cross_entropy_with_logits(scored.logit_B, batch.label_B)
+        self._train_logits.append(scored.logit_B.detach())
+        self._train_labels.append(batch.label_B)
+        if batch_idx % self.trainer.log_every_n_steps == 0:
+            self.log("train/logloss", loss, prog_bar=True)
+        penalty: Tensor = self.config.id_l2 * scored.id_square_sum / len(batch.label_B)
+        return loss + penalty
+
+    def _drop_ids(self, batch: Batch) -> Batch:
+        """Replace some user and item ids by the unknown id, as for new users and items."""
+        rate = self.config.id_dropout
+        if rate == 0:
+            return batch
+        ids_BF = batch.ids_BF.clone()
+        for column, unknown in self.model.fields.id_columns:
+            dropped_B = torch.rand(len(ids_BF), device=ids_BF.device) < rate
+            ids_BF[dropped_B, column] = unknown
+        return Batch(**{**batch.__dict__, "ids_BF": ids_BF})
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect scores; AUC needs all of them."""
+        self._valid_logits.append(self.model(batch).logit_B)
+
+    def on_validation_epoch_end(self) -> None:
+        """AUC and log loss of training so far this epoch and of the validation split."""
+        score = torch.sigmoid(torch.cat(self._valid_logits).float()).cpu().numpy()
+        self._valid_logits.clear()
+        if self.trainer.sanity_checking:
+            return
+        label = self.valid_table.impressions.label_N.numpy()
+        user = self.valid_table.impressions.user_N.numpy()
+        row: Epoch = {"epoch": float(self.current_epoch + 1)}
+        if self._train_logits:
+            train_score = torch.sigmoid(torch.cat(self._train_logits).float()).cpu().numpy()
+            train_label = torch.cat(self._train_labels).cpu().numpy()
+            row["train/auc"] = auc(train_label, train_score)
+            row["train/logloss"] = log_loss(train_label, train_score)
+        row["val/auc"] = auc(label, score)
+        row["val/gauc"] = gauc(user, label, score_N=score).value
+        row["val/logloss"] = log_loss(label, score)
+        self._train_logits.clear()
+        self._train_labels.clear()
+        self.history.append(row)
+        self.log_dict(
+            {key: np.float32(value) for key, value in row.items() if key.startswith("val/")},
+            prog_bar=True,
+        )
+        if math.isnan(row["val/auc"]):
+            raise ValueError(
+                "validation AUC is not a number: the validation split has clicks only or none; "
+                "move the cut-offs and re-run python -m data_prep shard"
+            )
+
+    def load_best(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the weights of the best epoch from a Lightning checkpoint."""
+        self.load_state_dict(checkpoint["state_dict"])

@@ -1,0 +1,213 @@
+"""A report's figures, each a function from numbers to one self-contained SVG.
+
+Shapes: I items, W width of their vectors.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from finetune.compare import Comparison
+from finetune.metrics import Floats, calibration_curve
+
+COLOURS = {"none": "#6b7280", "noise": "#c9a227", "raw": "#3b82c4", "aligned": "#c2410c"}
+_STYLE = {
+    "svg.fonttype": "path",  # text as outlines: the same look on every machine
+    "svg.hashsalt": "triptych",  # the same bytes for the same figures
+    "font.size": 9.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e5e7eb",
+    "axes.edgecolor": "#9ca3af",
+    "axes.titlesize": 10.0,
+    "axes.titleweight": "bold",
+    "axes.axisbelow": True,
+}
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an SVG element to stand inside HTML."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    text = buffer.getvalue()
+    return re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", text[text.index("<svg") :])
+
+
+def _figure(width: float, height: float, *, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(1, columns, squeeze=False)[0]
+    return figure, list(axes)
+
+
+def learning_curves(comparison: Comparison) -> str:
+    """Training and validation AUC per epoch, a thin line a seed."""
+    with mpl.rc_context(_STYLE):
+        figure, (train, valid) = _figure(9, 3.2, columns=2)
+        for rung, runs in comparison.runs.items():
+            for run in runs:
+                epochs = [row["epoch"] for row in run.history]
+                for axes, key in ((train, "train/auc"), (valid, "val/auc")):
+                    values = [row.get(key, np.nan) for row in run.history]
+                    first = run is runs[0]
+                    label = rung if first else None
+                    axes.plot(epochs, values, color=COLOURS[rung], lw=1.3, alpha=0.8, label=label)
+                best = run.record["best_epoch"]
+                valid.plot(best, run.history[best - 1]["val/auc"], "o", color=COLOURS[rung], ms=4)
+        train.set(title="training AUC, within the epoch", xlabel="epoch")
+        valid.set(title="validation AUC; ● the epoch that was kept", xlabel="epoch")
+        for axes in (train, valid):
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        valid.legend(frameon=False)
+        return svg(figure)
+
+
+def ladder_figure(comparison: Comparison) -> str:
+    """AUC of every rung on the whole split and on cold items, with intervals and seeds."""
+    with mpl.rc_context(_STYLE):
+        figure, both = _figure(9, 3.2, columns=2)
+        titles = {"auc": "whole test split", "auc_cold": "cold items"}
+        for axes, (metric, title) in zip(both, titles.items(), strict=True):
+            for place, rung in enumerate(comparison.rungs):
+                one = comparison.intervals[rung][metric]
+                if np.isnan(one.value):
+                    continue
+                error = [[one.value - one.low], [one.high - one.value]]
+                axes.errorbar(
+                    place, one.value, yerr=error, fmt="o", color=COLOURS[rung], ms=7, capsize=4
+                )
+                seeds = comparison.spreads[rung][metric].values
+                axes.plot(
+                    place + np.linspace(0.14, 0.26, len(seeds)), seeds, ".", color=COLOURS[rung]
+                )
+            best = comparison.best_reachable[metric]
+            if best is not None:
+                axes.axhline(best, color="#111827", ls="--", lw=1)
+                axes.annotate(
+                    "best reachable", (0, best), (0, -4), textcoords="offset points", va="top"
+                )
+            axes.axhline(0.5, color="#9ca3af", lw=0.8)
+            axes.set_xticks(range(len(comparison.rungs)), comparison.rungs)
+            axes.set_xlim(-0.5, len(comparison.rungs) - 0.4)
+            axes.set(title=f"AUC, {title}")
+            axes.grid(axis="x", visible=False)
+        return svg(figure)
+
+
+def slices_figure(comparison: Comparison) -> str:
+    """AUC of every slice as bars with intervals."""
+    names = {"auc": "all", "auc_warm": "warm items", "auc_tail": "tail items",
+             "auc_cold": "cold items", "auc_new_users": "new users"}  # fmt: skip
+    with mpl.rc_context(_STYLE):
+        figure, (axes,) = _figure(9, 3.0)
+        width = 0.8 / len(comparison.rungs)
+        for index, rung in enumerate(comparison.rungs):
+            places = np.arange(len(names)) + (index - (len(comparison.rungs) - 1) / 2) * width
+            cells = [comparison.intervals[rung][name] for name in names]
+            values = np.array([one.value for one in cells])
+            low = values - np.array([one.low for one in cells])
+            high = np.array([one.high for one in cells]) - values
+            axes.bar(places, values - 0.5, width * 0.92, bottom=0.5, color=COLOURS[rung],
+                     label=rung)  # fmt: skip
+            axes.errorbar(places, values, yerr=[low, high], fmt="none", ecolor="#374151",
+                          elinewidth=0.9, capsize=2)  # fmt: skip
+        labels = [
+            f"{label}\n{comparison.counts['impressions' + metric.removeprefix('auc')]:,}"
+            for metric, label in names.items()
+        ]
+        axes.set_xticks(range(len(names)), labels)
+        axes.set(ylabel="AUC (0.5: chance)")
+        axes.grid(axis="x", visible=False)
+        axes.legend(frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+        return svg(figure)
+
+
+def calibration_figure(comparison: Comparison) -> str:
+    """Observed against predicted click rate, all seeds of a rung together."""
+    with mpl.rc_context(_STYLE):
+        figure, (axes,) = _figure(4.4, 3.6)
+        axes.plot([0, 1], [0, 1], color="#9ca3af", lw=1, ls="--")
+        highest = 0.0
+        for rung, runs in comparison.runs.items():
+            label = np.concatenate([run.label_N for run in runs])
+            curve = calibration_curve(label, np.concatenate([run.score_N for run in runs]))
+            axes.plot(curve.predicted, curve.observed, "o-", ms=3, lw=1.3, color=COLOURS[rung],
+                      label=rung)  # fmt: skip
+            highest = max(highest, curve.predicted.max(), curve.observed.max())
+        limit = min(1.0, highest * 1.08)
+        axes.set(xlim=(0, limit), ylim=(0, limit), xlabel="predicted", ylabel="observed",
+                 title="click rate in 15 bins of equal size")  # fmt: skip
+        axes.legend(frameon=False)
+        return svg(figure)
+
+
+def item_map(vectors: Mapping[str, NDArray[np.float32]], groups: Sequence[str]) -> str:
+    """The two main directions of each set of item vectors, coloured by a feature."""
+    names, counts = np.unique(np.array(groups), return_counts=True)
+    shown = list(names[np.argsort(-counts)][:9])
+    palette = mpl.colormaps["tab10"]
+    with mpl.rc_context(_STYLE):
+        figure, both = _figure(9, 4.0, columns=len(vectors))
+        for axes, (title, vector_IW) in zip(both, vectors.items(), strict=True):
+            place_I2, share = principal_plane(vector_IW)
+            for index, name in enumerate([*shown, None]):
+                mask = np.array([(g == name) if name else (g not in shown) for g in groups])
+                if mask.any():
+                    axes.scatter(
+                        *place_I2[mask].T, s=6, lw=0, alpha=0.75,
+                        color=palette(index) if name else "#d1d5db",
+                        label=name or "other", rasterized=len(groups) > 5000,
+                    )  # fmt: skip
+            axes.set(title=f"{title} ({share:.0%} of the variance)", xticks=[], yticks=[])
+            axes.grid(visible=False)
+        handles, labels = both[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False,
+                      markerscale=2.5)  # fmt: skip
+        return svg(figure)
+
+
+def principal_plane(vector_IW: NDArray[np.float32]) -> tuple[Floats, float]:
+    """Coordinates in the two main directions [I, 2] and the share of variance they hold."""
+    centred_IW = vector_IW.astype(np.float64) - vector_IW.mean(0)
+    _, values, directions = np.linalg.svd(centred_IW.T @ centred_IW, hermitian=True)
+    share = float(values[:2].sum() / max(values.sum(), 1e-12))
+    return centred_IW @ directions[:2].T, share
+
+
+def pretrain_curves(metrics_csv: Path) -> str | None:
+    """Every figure that a CSVLogger's metrics.csv holds at least twice; None if there is none."""
+    with metrics_csv.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    curves = dict(_curves(rows))
+    if not curves:
+        return None
+    columns = 3
+    lines = -(-len(curves) // columns)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(9, 1.9 * lines), layout="constrained")
+        grid = figure.subplots(lines, columns, squeeze=False).flatten()
+        for axes, (name, (steps, values)) in zip(grid, curves.items(), strict=False):
+            axes.plot(steps, values, color=COLOURS["aligned"], lw=1.3)
+            axes.set_title(name, fontsize=8)
+        for axes in grid[len(curves) :]:
+            axes.set_visible(False)
+        return svg(figure)
+
+
+def _curves(rows: list[dict[str, str]]) -> Iterator[tuple[str, tuple[list[float], list[float]]]]:
+    """Losses and validation figures first, at most twelve."""
+    names = [name for name in rows[0] if name not in ("step", "epoch")] if rows else []
+    wanted = [n for n in names if "loss" in n or n.startswith("val/")]
+    for name in (wanted + [n for n in names if n not in wanted])[:12]:
+        points = [(float(row["step"]), float(row[name])) for row in rows if row.get(name)]
+        if len(points) > 1:
+            yield name, ([step for step, _ in points], [value for _, value in points])

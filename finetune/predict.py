@@ -1,0 +1,119 @@
+"""Score new impressions with a finished run."""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+
+from data_prep.dataset import Dataset, open_dataset
+from finetune import run_folder
+from finetune.batches import CtrTable
+from finetune.content import open_content
+from finetune.data import CtrData
+from finetune.model import CtrModel
+from finetune.settings import PredictConfig
+from finetune.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+
+def predict(config: PredictConfig) -> int:
+    """Write user_id, item_id, time and score in the given order; returns their number."""
+    run_folder.read_record(config.run_dir)
+    trained = run_folder.read_config(config.run_dir)
+    changes = {
+        key: value
+        for key in ("dataset_dir", "embeddings_dir")
+        if (value := getattr(config, key)) is not None
+    }
+    trained = dataclasses.replace(trained, **changes)
+    dataset = open_dataset(trained.dataset_dir)
+    vocabulary = Vocabulary.load(config.run_dir / run_folder.VOCABULARY_FILE)
+    given, encoded = read_impressions(config.impressions, dataset, vocabulary)
+    data = CtrData(dataset, vocabulary, trained.history_length, trained.multi_length)
+    impressions = data.encode(encoded)
+    content = open_content(trained.rung, trained, dataset=dataset, seed=trained.seed)
+    features = None
+    if content is not None:
+        content.restore(run_folder.read_json(config.run_dir / run_folder.CONTENT_FILE))
+        features = content.features(data, impressions)
+    model = CtrModel(trained.head, data=data, content=content)
+    model.load_state_dict(load_file(config.run_dir / run_folder.WEIGHTS_FILE))
+    score_N = model.predict(CtrTable(impressions, data.users, data.items, features)).numpy()
+    table = given.select(["user_id", "item_id", "time"]).append_column("score", pa.array(score_N))
+    run_folder.write_predictions(table, config.out)
+    return len(score_N)
+
+
+def read_impressions(
+    path: Path, dataset: Dataset, vocabulary: Vocabulary
+) -> tuple[pa.Table, pa.Table]:
+    """The table as given, and with rows for ids; refuses missing columns and unknown items."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: found no such file, expected impressions in Parquet")
+    given = pq.read_table(path)
+    fields = [*vocabulary.categorical, *vocabulary.numeric]
+    needed = ["user_id", "item_id", "time", *(f.name for f in fields if f.owner == "context")]
+    missing = [name for name in needed if name not in given.column_names]
+    if missing:
+        raise ValueError(
+            f"{path}: found columns {given.column_names}, expected also {missing}; the run "
+            f"scores impressions by {needed}"
+        )
+    if given.num_rows == 0:
+        raise ValueError(f"{path}: found no rows, expected impressions to score")
+    user_N = _rows_of(given["user_id"], dataset.users["user_id"])
+    item_N = _rows_of(given["item_id"], dataset.items["item_id"])
+    if (item_N < 0).any():
+        unknown = given["item_id"].filter(pa.array(item_N < 0))
+        raise ValueError(
+            f"{path}: found {int((item_N < 0).sum())} impressions of items that {dataset.dir} "
+            f"does not know, such as {unknown[0].as_py()!r}; add them to the items table and "
+            "re-run python -m data_prep shard and python -m pretrain embed"
+        )
+    if (user_N < 0).any():
+        logger.info("%s: %d impressions of unknown users", path, int((user_N < 0).sum()))
+    encoded = given.select([name for name in needed if name not in ("user_id", "item_id", "time")])
+    for name, column in (
+        ("user_row", pa.array(user_N)),
+        ("item_row", pa.array(item_N)),
+        ("time", _milliseconds(given["time"], path)),
+        ("label", pa.array(np.zeros(given.num_rows, np.float32))),  # unknown, and never read
+    ):
+        encoded = encoded.append_column(name, column)
+    return given, encoded
+
+
+def _rows_of(ids: pa.ChunkedArray, known: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Row of each id in the catalogue, -1 where it is not there."""
+    value_set = known.combine_chunks()
+    found = pc.index_in(ids.combine_chunks().cast(value_set.type), value_set=value_set)
+    return np.asarray(pc.fill_null(found, -1).to_numpy(zero_copy_only=False), dtype=np.int64)
+
+
+def _milliseconds(column: pa.ChunkedArray, path: Path) -> pa.ChunkedArray:
+    """Times in unix milliseconds."""
+    if pa.types.is_timestamp(column.type):
+        unit = pa.timestamp("ms", tz=column.type.tz)
+        column = column.cast(unit, safe=False)
+    elif not pa.types.is_integer(column.type):
+        raise ValueError(
+            f"{path}: found column time of type {column.type}, expected unix milliseconds "
+            "(integers) or timestamps"
+        )
+    if column.null_count:
+        raise ValueError(f"{path}: found {column.null_count} empty values in column time")
+    milliseconds = column.cast(pa.int64())
+    newest = pc.max(milliseconds).as_py()
+    if newest < 100_000_000_000:  # 1973 in milliseconds, the year 5138 in seconds
+        raise ValueError(
+            f"{path}: found times up to {newest}, which are seconds, expected milliseconds; "
+            "multiply them by 1000"
+        )
+    return milliseconds

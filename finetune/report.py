@@ -1,0 +1,217 @@
+"""metrics.json and report.html of a ladder: one file, no script, nothing from elsewhere."""
+
+import html
+import logging
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import yaml
+
+from data_prep.dataset import Dataset, open_dataset
+from finetune import plots, run_folder
+from finetune.compare import Comparison, compare
+from finetune.content import Embeddings
+from finetune.report_page import PAGE
+from finetune.run_folder import Run
+from finetune.settings import ReportConfig
+from finetune.slices import SLICES
+from finetune.verdict import verdict
+
+logger = logging.getLogger(__name__)
+
+REPORT_FILE = "report.html"
+_MAP_ITEMS = 4000
+_RUNG_TEXT = {
+    "none": "ids and features alone",
+    "noise": "random vectors as wide as the aligned ones: a control",
+    "raw": "off-the-shelf content vectors, frozen",
+    "aligned": "vectors of the released checkpoint, frozen",
+}
+
+
+def report(config: ReportConfig) -> Comparison:
+    """Write the report again from finished runs, with the settings of the ladder."""
+    pretrain_metrics = config.pretrain_metrics
+    settings_path = config.run_dir / run_folder.CONFIG_FILE
+    if pretrain_metrics is None and settings_path.is_file():
+        given = yaml.safe_load(settings_path.read_text()).get("pretrain_metrics")
+        pretrain_metrics = Path(given) if given else None
+    return write_report(
+        config.run_dir,
+        run_dirs=find_runs(config.run_dir),
+        pretrain_metrics=pretrain_metrics,
+        num_resamples=config.num_resamples,
+    )
+
+
+def find_runs(run_dir: Path) -> list[Path]:
+    """Finished runs in a ladder's folder, or the folder itself if it is one."""
+    if (run_dir / run_folder.PREDICTIONS_FILE).is_file():
+        return [run_dir]
+    found = sorted(path.parent for path in run_dir.rglob(run_folder.PREDICTIONS_FILE))
+    found = [path for path in found if (path / run_folder.METRICS_FILE).is_file()]
+    if not found:
+        raise FileNotFoundError(
+            f"{run_dir}: found no finished run, expected some under ladder/; "
+            "run python -m finetune ladder"
+        )
+    return found
+
+
+def write_report(
+    out_dir: Path, *, run_dirs: list[Path], pretrain_metrics: Path | None, num_resamples: int
+) -> Comparison:
+    """Compare the runs and write both files."""
+    runs = [Run.load(path) for path in run_dirs]
+    heads = sorted({run.record["head"] for run in runs})
+    if len(heads) > 1:
+        raise ValueError(
+            f"{out_dir}: found runs of the heads {heads}, expected one; give one head's folder"
+        )
+    settings = run_folder.read_config(run_dirs[-1])
+    dataset = open_dataset(settings.dataset_dir)
+    comparison = compare(runs, dataset, num_resamples=num_resamples)
+    sentences = verdict(comparison)
+    is_single = out_dir in run_dirs
+    if not is_single:  # a single run's own metrics.json says what the run found
+        facts = {"head": heads[0], "verdict": sentences, "protocol": _protocol(comparison)}
+        content = comparison.as_json() | facts
+        run_folder.write_json(content, out_dir / run_folder.METRICS_FILE)
+    page = _page(
+        comparison, dataset, sentences=sentences, head=heads[0],
+        embeddings_dir=settings.embeddings_dir, pretrain_metrics=pretrain_metrics,
+    )  # fmt: skip
+    (out_dir / REPORT_FILE).write_text(page)
+    return comparison
+
+
+def _protocol(comparison: Comparison) -> dict[str, Any]:
+    """What all runs rest on, taken from the highest rung."""
+    return dict(comparison.runs[comparison.rungs[-1]][0].record["provenance"])
+
+
+def _page(
+    comparison: Comparison,
+    dataset: Dataset,
+    *,
+    sentences: list[str],
+    head: str,
+    embeddings_dir: Path | None,
+    pretrain_metrics: Path | None,
+) -> str:
+    sections = [
+        ("The ladder", _ladder_text(comparison), plots.ladder_figure(comparison)),
+        ("Who it helps", _slice_text(), plots.slices_figure(comparison)),
+        ("Learning curves", "Validation AUC that falls while training AUC rises is the ids' "
+         "overfitting.", plots.learning_curves(comparison)),
+        ("Calibration", "A point above the line is clicked more often than predicted.",
+         plots.calibration_figure(comparison)),
+    ]  # fmt: skip
+    if embeddings_dir is not None and (embeddings_dir / "embeddings.json").is_file():
+        drawn = _map(dataset, embeddings_dir)
+        if drawn:
+            sections.append(("Map of the items", *drawn))
+    if pretrain_metrics is not None and pretrain_metrics.is_file():
+        curves = plots.pretrain_curves(pretrain_metrics)
+        if curves:
+            sections.append(("Pre-training", "What the pre-training run logged.", curves))
+    elif pretrain_metrics is not None:
+        logger.warning("%s: no such file, so no pre-training curves", pretrain_metrics)
+    body = "\n".join(
+        f"<section><h2>{title}</h2><p>{text}</p><figure>{drawing}</figure></section>"
+        for title, text, drawing in sections
+    )
+    return PAGE.substitute(
+        title=html.escape(f"{dataset.manifest.name}: does pre-training help?"),
+        verdict=" ".join(html.escape(sentence) for sentence in sentences)
+        or "One rung alone: nothing to compare it with.",
+        table=_table(comparison),
+        body=body,
+        how=_how(comparison, dataset, head=head),
+    )
+
+
+def _ladder_text(comparison: Comparison) -> str:
+    num_seeds = max(len(runs) for runs in comparison.runs.values())
+    return (
+        f"Bars are 95 % intervals by drawing users again; dots beside them are the {num_seeds} "
+        "seeds. Every rung but “none” has the same architecture."
+    )
+
+
+def _slice_text() -> str:
+    return "; ".join(f"<b>{name.replace('_', ' ')}</b>: {text}" for name, text in SLICES.items())
+
+
+def _table(comparison: Comparison) -> str:
+    names = {"auc": "AUC", "auc_cold": "AUC cold", "auc_tail": "AUC tail", "gauc": "GAUC",
+             "logloss": "log loss", "ece": "ECE"}  # fmt: skip
+    heading = "".join(f"<th>{label}</th>" for label in names.values())
+    rows = [f"<tr><th>rung</th>{heading}<th>Δ AUC to none</th><th>Δ AUC cold</th></tr>"]
+    for rung in comparison.rungs:
+        cells = "".join(f"<td>{comparison.spreads[rung][name].text}</td>" for name in names)
+        for metric in ("auc", "auc_cold"):
+            one = comparison.differences.get(f"{rung}-none", {}).get(metric)
+            cells += f"<td>{one.text if one else '–'}</td>"
+        colour = plots.COLOURS[rung]
+        rows.append(
+            f'<tr><th><span class="dot" style="background:{colour}"></span>{rung}'
+            f"<small>{_RUNG_TEXT[rung]}</small></th>{cells}</tr>"
+        )
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _how(comparison: Comparison, dataset: Dataset, *, head: str) -> str:
+    """The table of how it was run."""
+    runs = [run for members in comparison.runs.values() for run in members]
+    about = _protocol(comparison)
+    counts = comparison.counts
+    release = about["release_fingerprint"]
+    newest = about["release_newest_event"]
+    rows = {
+        "data set": f"{about['dataset']}, manifest sha256 {about['dataset_fingerprint'][:16]}",
+        "validation from": _day(about["valid_start"]),
+        "test from": _day(about["test_start"]),
+        "test split": f"{counts['impressions']:,} impressions, {counts['clicks']:,} clicks, "
+        f"{counts['users']:,} users ({counts['gauc_users_left_out']:,} with one class left out "
+        "of GAUC)",
+        "test opened": f"{max(run.record['test_opened'] for run in runs)} time a run, at its end",
+        "chosen on": "validation AUC (epoch); nothing on test",
+        "release": f"{release[:16]}, newest event {_day(newest)}" if release else "none",
+        "look-ahead": "YES, allowed by allow_look_ahead: the release has seen the validation time"
+        if about["look_ahead"]
+        else "none: the release's newest event is before validation",
+        "head": f"{head}, {max(run.record['parameters'] for run in runs):,} parameters at most",
+        "runs": f"{len(runs)}, {sum(run.record['seconds'] for run in runs):.0f} s together",
+        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+    if release is None:
+        rows["look-ahead"] = "no release was used"
+    return "".join(f"<tr><th>{k}</th><td>{html.escape(v)}</td></tr>" for k, v in rows.items())
+
+
+def _day(time_ms: int) -> str:
+    return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _map(dataset: Dataset, embeddings_dir: Path) -> tuple[str, str] | None:
+    """Items in the plane, coloured by their first categorical or multi feature."""
+    kinds = dataset.manifest.features.item
+    name = next((one for one, kind in kinds.items() if kind != "numeric"), None)
+    if name is None:
+        return None
+    column = dataset.items[name]
+    if kinds[name] == "multi":
+        groups = [values[0] if values else None for values in column.to_pylist()]
+    else:
+        groups = pc.cast(column, "string").to_pylist()
+    embeddings = Embeddings.open(embeddings_dir, dataset)
+    rows = np.random.default_rng(0).permutation(dataset.num_items)[:_MAP_ITEMS]
+    vectors = {
+        title: embeddings.item_vectors(title).numpy()[:-1][rows] for title in ("raw", "aligned")
+    }
+    text = f"Two main directions of the item vectors, coloured by “{html.escape(name)}”."
+    return text, plots.item_map(vectors, [groups[row] or "missing" for row in rows])

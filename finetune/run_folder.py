@@ -1,0 +1,185 @@
+"""What a run leaves behind, and how it is read again.
+
+run/
+  config.yaml          resolved settings
+  metrics.json         figures on test, counts, provenance; written last: with it a run is finished
+  history.csv          a row of figures an epoch
+  predictions.parquet  user_id, item_id, time, label, score of the test split
+  model.safetensors    weights of the best epoch, without frozen item vectors
+  vocabulary.json      values of every field
+  content.json         mean and spread of the rung's similarities (no file on `none`)
+"""
+
+import csv
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from numpy.typing import NDArray
+
+from data_prep.records import MANIFEST_FILE, replace_file
+from finetune.settings import FitConfig, HeadConfig, TrainConfig, TrainerConfig
+
+RUN_VERSION = 1
+CONFIG_FILE, METRICS_FILE, HISTORY_FILE = "config.yaml", "metrics.json", "history.csv"
+PREDICTIONS_FILE, WEIGHTS_FILE = "predictions.parquet", "model.safetensors"
+VOCABULARY_FILE, CONTENT_FILE = "vocabulary.json", "content.json"
+
+# Where and how fast a run was made does not change what it found.
+_NOT_IN_FINGERPRINT = ("out_dir", "trainer")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run as a report reads it."""
+
+    dir: Path
+    rung: str
+    seed: int
+    record: dict[str, Any]
+    history: list[dict[str, float]]
+    label_N: NDArray[np.float32]
+    score_N: NDArray[np.float32]
+
+    @staticmethod
+    def load(run_dir: Path) -> "Run":
+        """Read a finished run."""
+        record = read_record(run_dir)
+        predictions = pq.read_table(run_dir / PREDICTIONS_FILE, columns=["label", "score"])
+        with (run_dir / HISTORY_FILE).open(newline="") as file:
+            history = [
+                {key: float(value) for key, value in row.items() if value}
+                for row in csv.DictReader(file)
+            ]
+        return Run(
+            run_dir,
+            record["rung"],
+            record["seed"],
+            record,
+            history,
+            predictions["label"].to_numpy(),
+            predictions["score"].to_numpy(),
+        )
+
+
+def read_record(run_dir: Path) -> dict[str, Any]:
+    """metrics.json of a finished run."""
+    path = run_dir / METRICS_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{run_dir}: found no {METRICS_FILE}, so this is no finished run; "
+            "run python -m finetune fit or ladder"
+        )
+    record: dict[str, Any] = json.loads(path.read_text())
+    if record.get("run_version") != RUN_VERSION:
+        raise ValueError(
+            f"{path}: found run version {record.get('run_version')}, this code reads "
+            f"{RUN_VERSION}; re-run python -m finetune fit"
+        )
+    return record
+
+
+def plain(settings: object) -> dict[str, Any]:
+    """Settings as YAML and JSON hold them."""
+
+    def simple(value: object) -> object:
+        if isinstance(value, Path):
+            return str(value)
+        if isinstance(value, Mapping):
+            return {key: simple(one) for key, one in value.items()}
+        return [simple(one) for one in value] if isinstance(value, list | tuple) else value
+
+    assert dataclasses.is_dataclass(settings)
+    assert not isinstance(settings, type)
+    return {key: simple(value) for key, value in dataclasses.asdict(settings).items()}
+
+
+def fingerprint(config: FitConfig) -> str:
+    """SHA-256 of all that decides what a run finds: its settings and what it reads."""
+    settings = {k: v for k, v in plain(config).items() if k not in _NOT_IN_FINGERPRINT}
+    if config.rung == "none":
+        settings |= {"embeddings_dir": None, "released": None, "allow_look_ahead": False}
+    parts = [json.dumps([RUN_VERSION, settings], sort_keys=True).encode()]
+    parts.append((config.dataset_dir / MANIFEST_FILE).read_bytes())
+    if config.rung != "none" and config.embeddings_dir is not None:
+        parts.append((config.embeddings_dir / "embeddings.json").read_bytes())
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+
+
+def is_finished(config: FitConfig) -> bool:
+    """Whether the run folder holds this very run, to its end."""
+    path = config.out_dir / METRICS_FILE
+    if not path.is_file():
+        return False
+    return bool(json.loads(path.read_text()).get("fingerprint") == fingerprint(config))
+
+
+def read_config(run_dir: Path) -> FitConfig:
+    """The settings of a run."""
+    path = run_dir / CONFIG_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{run_dir}: found no {CONFIG_FILE}, expected a run folder; run python -m finetune fit"
+        )
+    raw = yaml.safe_load(path.read_text())
+    head, train = raw.pop("head"), raw.pop("train")
+    for key in ("hidden", "attention_hidden"):
+        head[key] = tuple(head[key])
+    for key in ("dataset_dir", "embeddings_dir", "released", "out_dir"):
+        raw[key] = Path(raw[key]) if raw[key] is not None else None
+    return FitConfig(
+        head=HeadConfig(**head),
+        train=TrainConfig(**train),
+        trainer=TrainerConfig(**raw.pop("trainer")),
+        **raw,
+    )
+
+
+def write_config(config: object, run_dir: Path) -> None:
+    """Write the resolved settings."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / CONFIG_FILE).write_text(yaml.safe_dump(plain(config), sort_keys=False))
+
+
+def write_history(history: Sequence[Mapping[str, float]], run_dir: Path) -> None:
+    """Write a row an epoch."""
+    columns = list(dict.fromkeys(key for row in history for key in row))
+    with (run_dir / HISTORY_FILE).open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(history)
+
+
+def write_predictions(table: pa.Table, path: Path) -> None:
+    """Write scores."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, compression="zstd")
+
+
+def write_json(content: Mapping[str, Any], path: Path) -> None:
+    """Write under a temporary name, then rename; figures that do not exist become null."""
+    text = json.dumps(_without_nan(content), indent=2, ensure_ascii=False)
+    replace_file(path, (text + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read what `write_json` wrote."""
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def _without_nan(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _without_nan(one) for key, one in value.items()}
+    return [_without_nan(one) for one in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,246 @@
+"""What a run is made of.
+
+The settings live apart from the code they configure, because `--help` must not wait for torch.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Rung = Literal["none", "noise", "raw", "aligned"]
+HeadName = Literal["deepfm", "dcnv2", "din"]
+
+
+def _check(ok: bool, key: str, found: object, expected: str) -> None:
+    if not ok:
+        raise ValueError(f"{key}: found {found}, expected {expected}; correct it in the config")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """The network that turns fields into a click probability."""
+
+    name: HeadName = "din"
+    """deepfm (Guo et al. 2017), dcnv2 (Wang et al. 2021) or din (Zhou et al. 2018)."""
+
+    embedding_width: int = 16
+    """Width of one field's vector."""
+
+    hidden: tuple[int, ...] = (128, 64)
+    """Widths of the deep part's layers."""
+
+    dropout: float = 0.2
+    """Share of the deep part's units dropped while training."""
+
+    cross_layers: int = 2
+    """dcnv2: number of cross layers."""
+
+    attention_hidden: tuple[int, ...] = (32,)
+    """din: widths of the activation unit's layers."""
+
+    def __post_init__(self) -> None:
+        width = self.embedding_width
+        _check(width > 0, "head.embedding_width", width, "a positive number")
+        _check(all(h > 0 for h in self.hidden), "head.hidden", self.hidden, "positive widths")
+        _check(0 <= self.dropout < 1, "head.dropout", self.dropout, "a share in [0, 1)")
+        _check(self.cross_layers > 0, "head.cross_layers", self.cross_layers, "at least 1")
+        widths = self.attention_hidden
+        _check(all(h > 0 for h in widths), "head.attention_hidden", widths, "positive widths")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a head is trained; ids and everything else are two optimiser groups."""
+
+    batch_size: int = 1024
+    """Impressions a step, over every rank together."""
+
+    max_epochs: int = 6
+    """Most passes over the training impressions."""
+
+    patience: int = 2
+    """Epochs without a better validation AUC before training stops; the best weights are kept."""
+
+    lr: float = 1.0e-3
+    """Adam's learning rate for the dense and content parts."""
+
+    weight_decay: float = 1.0e-5
+    """Decoupled weight decay of the dense and content parts."""
+
+    id_lr: float = 1.0e-3
+    """Adam's learning rate for the embedding table."""
+
+    id_l2: float = 1.0e-4
+    """L2 penalty on the table's rows that a batch touches (Zhou et al. 2018, section 5.2)."""
+
+    id_epochs: int | None = None
+    """Epochs after which the embedding table is frozen, since ids overfit first; null: never."""
+
+    id_dropout: float = 0.1
+    """Share of user and item ids replaced by the unknown id while training, so that the unknown
+    id is trained and a head does not lean on ids alone."""
+
+    grad_clip_norm: float = 10.0
+    """Largest gradient norm; 0 switches clipping off."""
+
+    def __post_init__(self) -> None:
+        for key in ("batch_size", "max_epochs", "patience", "lr", "id_lr"):
+            value = getattr(self, key)
+            _check(value > 0, f"train.{key}", value, "a positive number")
+        for key in ("weight_decay", "id_l2", "grad_clip_norm"):
+            value = getattr(self, key)
+            _check(value >= 0, f"train.{key}", value, "0 or more")
+        _check(0 <= self.id_dropout < 1, "train.id_dropout", self.id_dropout, "a share in [0, 1)")
+        ok = self.id_epochs is None or self.id_epochs >= 1
+        _check(ok, "train.id_epochs", self.id_epochs, "null or at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """What is handed to Lightning's Trainer as it is."""
+
+    accelerator: str = "auto"
+    """cpu, gpu, … or auto."""
+
+    devices: int | str = 1
+    """How many devices, or auto."""
+
+    strategy: str = "auto"
+    """Lightning's strategy by name."""
+
+    precision: str = "32-true"
+    """Lightning's precision by name."""
+
+    log_every_n_steps: int = 50
+    """Steps between two logged training losses."""
+
+    progress: Literal["rich", "none"] = "rich"
+    """Progress bar of a single run; a ladder draws its own."""
+
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Any other argument of the Trainer, by its name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputConfig:
+    """What a run reads."""
+
+    dataset_dir: Path
+    """Dataset folder written by `python -m data_prep shard`."""
+
+    embeddings_dir: Path | None = None
+    """Folder written by `python -m pretrain embed`; needed by every rung but `none`."""
+
+    released: Path | None = None
+    """Released folder written by `python -m pretrain export`; needed by the rung `aligned`."""
+
+    allow_look_ahead: bool = False
+    """Accept a release that has seen events of the validation or test time. The report says so."""
+
+    history_length: int = 30
+    """Latest positive events strictly before an impression that are given to the head."""
+
+    multi_length: int = 8
+    """Values kept of a feature that is a list."""
+
+    min_count: int = 2
+    """Training impressions below which a value shares the unknown value's embedding."""
+
+    def __post_init__(self) -> None:
+        for key in ("history_length", "multi_length", "min_count"):
+            value = getattr(self, key)
+            _check(value >= 1, key, value, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig(InputConfig):
+    """One head on one rung of the content ladder, with one seed."""
+
+    out_dir: Path
+    """Run folder to write."""
+
+    rung: Rung = "none"
+    """Content: none, noise (control), raw (off-the-shelf features) or aligned (the release)."""
+
+    seed: int = 0
+    """Seeds the initial weights, the order of impressions and the noise vectors."""
+
+    head: HeadConfig = HeadConfig()
+    """The network."""
+
+    train: TrainConfig = TrainConfig()
+    """The optimisation."""
+
+    trainer: TrainerConfig = TrainerConfig()
+    """The machine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LadderConfig(InputConfig):
+    """Rungs × seeds of one head, side by side in one report."""
+
+    out_dir: Path
+    """Folder of metrics.json, report.html and the runs (under ladder/)."""
+
+    rungs: tuple[Rung, ...] = ("none", "noise", "raw", "aligned")
+    """Rungs to climb; `none` is what the others are compared with."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of every rung; at least 3 for a figure that is to be believed."""
+
+    pretrain_metrics: Path | None = None
+    """metrics.csv of the pre-training run, for its learning curves in the report."""
+
+    num_resamples: int = 300
+    """Bootstrap resamples of the users behind every interval."""
+
+    head: HeadConfig = HeadConfig()
+    """The network."""
+
+    train: TrainConfig = TrainConfig()
+    """The optimisation."""
+
+    trainer: TrainerConfig = TrainerConfig()
+    """The machine."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check("none" in self.rungs, "rungs", self.rungs, "`none` among them, to compare with")
+        _check(len(set(self.rungs)) == len(self.rungs), "rungs", self.rungs, "each rung once")
+        ok = len(self.seeds) > 0 and len(set(self.seeds)) == len(self.seeds)
+        _check(ok, "seeds", self.seeds, "different seeds, at least one")
+        _check(self.num_resamples >= 10, "num_resamples", self.num_resamples, "at least 10")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Score new impressions with a finished run."""
+
+    run_dir: Path
+    """Run folder written by `fit`, or one of a ladder's."""
+
+    impressions: Path
+    """Parquet with user_id, item_id, time (milliseconds or a timestamp) and the context features."""
+
+    out: Path
+    """Parquet to write: user_id, item_id, time, score."""
+
+    dataset_dir: Path | None = None
+    """Dataset folder that knows the items and histories; null: the one the run was trained on."""
+
+    embeddings_dir: Path | None = None
+    """Embeddings of that dataset; null: those the run was trained on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Write metrics.json and report.html again from a ladder's finished runs."""
+
+    run_dir: Path
+    """A ladder's folder, or a single run's."""
+
+    pretrain_metrics: Path | None = None
+    """metrics.csv of the pre-training run, for its learning curves."""
+
+    num_resamples: int = 300
+    """Bootstrap resamples of the users behind every interval."""

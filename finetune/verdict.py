@@ -1,0 +1,86 @@
+"""What the figures say, in plain words: also when pre-training did not help."""
+
+import math
+
+from finetune.compare import Comparison
+
+_METRICS = {
+    "auc": "On the whole test split",
+    "auc_cold": "On cold items",
+    "auc_tail": "On tail items",
+    "auc_new_users": "For new users",
+}
+
+
+def verdict(comparison: Comparison) -> list[str]:
+    """One sentence a question: whole split, cold and tail items, new users, noise, spread."""
+    sentences: list[str] = []
+    if "aligned" in comparison.runs:
+        for metric, where in _METRICS.items():
+            sentences += _gain(comparison, metric, where=where)
+    if "noise" in comparison.runs:
+        sentences.append(_noise(comparison))
+    fewest = min(len(runs) for runs in comparison.runs.values())
+    if fewest < 3:
+        sentences.append(
+            f"With {fewest} seed{'s' if fewest > 1 else ''} a rung, the spread over seeds is not "
+            "known well enough to believe these differences."
+        )
+    if any(run.record["provenance"]["look_ahead"] for run in comparison.runs.get("aligned", [])):
+        sentences.append(
+            "The release has seen events of the validation or test time (allow_look_ahead), so "
+            "its gains are not evidence."
+        )
+    return sentences
+
+
+def is_clear(comparison: Comparison, rung: str, base: str, *, metric: str) -> bool:
+    """Whether a difference lies outside both the users' interval and the seeds' spread."""
+    difference = comparison.differences[f"{rung}-{base}"][metric]
+    spread = max(comparison.spreads[one][metric].std for one in (rung, base))
+    return difference.excludes_zero and abs(difference.value) > spread
+
+
+def _gain(comparison: Comparison, metric: str, *, where: str) -> list[str]:
+    """How aligned content compares with ids alone and with raw content."""
+    difference = comparison.differences["aligned-none"][metric]
+    if math.isnan(difference.value):
+        return [f"{where} the AUC does not exist: clicks or non-clicks are missing there."]
+    over_ids = _phrase(comparison, "none", metric=metric)
+    sentence = f"{where}, aligned content {over_ids} AUC over ids alone"
+    spread = max(comparison.spreads[one][metric].std for one in ("aligned", "none"))
+    num_seeds = len(comparison.runs["aligned"])
+    if is_clear(comparison, "aligned", "none", metric=metric):
+        sentence += f", outside the spread of {num_seeds} seeds ({spread:.3f})"
+    elif difference.excludes_zero:
+        sentence += f", but within the spread of {num_seeds} seeds ({spread:.3f})"
+    else:
+        sentence += ", which the interval over users cannot tell from nothing"
+    if "raw" in comparison.runs:
+        over_raw = _phrase(comparison, "raw", metric=metric)
+        clear = is_clear(comparison, "aligned", "raw", metric=metric)
+        sentence += f"; it {over_raw} over off-the-shelf content"
+        sentence += "" if clear else " (not clear of zero and the seeds' spread)"
+    return [sentence + "."]
+
+
+def _phrase(comparison: Comparison, base: str, *, metric: str) -> str:
+    difference = comparison.differences[f"aligned-{base}"][metric]
+    verb = "gains" if difference.value >= 0 else "loses"
+    return (
+        f"{verb} {difference.value:+.3f} "
+        f"(95 % interval {difference.low:+.3f} to {difference.high:+.3f})"
+    )
+
+
+def _noise(comparison: Comparison) -> str:
+    difference = comparison.differences["noise-none"]["auc"]
+    if difference.value > 0 and is_clear(comparison, "noise", "none", metric="auc"):
+        return (
+            f"Warning: random vectors also gain {difference.value:+.3f} AUC, so part of any "
+            "rung's gain comes from its extra weights, not from its content."
+        )
+    return (
+        f"Random vectors of the same width change AUC by {difference.value:+.3f}: the extra "
+        "weights alone gain nothing."
+    )
