@@ -52,7 +52,7 @@ def main() -> int:
         time.sleep(0 if rank == 1 else 60)
         return 1
     if behaviour == "wait" and life == "0":
-        for _ in range(300):
+        for _ in range(1500):
             if signals:
                 break
             time.sleep(0.1)

@@ -230,6 +230,16 @@ def test_finetune_is_one_task(slurm: "Slurm", scripts: Path, stand_in: StandIn) 
     assert words == [["-m", "finetune", "ladder", "--config", "c.yaml"]]
 
 
+def test_a_run_that_only_gets_term_at_its_time_limit_goes_on(
+    slurm: "Slurm", scripts: Path, stand_in: StandIn
+) -> None:
+    """Its state is that of a cancelled job. A minute is the shortest limit there is."""
+    limit = ("--time=1", "--signal=CONT@1")  # instead of USR1: CONT does nothing
+    job = stand_in.submit(*TWO_BY_TWO, *limit, scripts / "pretrain.sbatch", behaviour="wait")
+    assert slurm.wait(job, seconds=150) == "COMPLETED", stand_in.output()
+    assert {call["life"] for call in stand_in.calls()} == {0, 1}
+
+
 def test_a_cancelled_run_stays_cancelled(slurm: "Slurm", scripts: Path, stand_in: StandIn) -> None:
     """scancel sends TERM first, to which the program answers by asking to be requeued."""
     job = stand_in.submit(*TWO_BY_TWO, scripts / "pretrain.sbatch", behaviour="wait")
