@@ -35,7 +35,7 @@ class Interval:
     def text(self) -> str:
         """A difference as a table shows it."""
         if np.isnan(self.value):
-            return "–"
+            return "n/a"
         return f"{self.value:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
 
     @property

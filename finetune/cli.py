@@ -6,9 +6,13 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from finetune.settings import FitConfig, LadderConfig, PredictConfig, ReportConfig
+
+logger = logging.getLogger(__name__)
+
+USER_ERROR = 2
 
 _COMMANDS: dict[str, tuple[type[Any], str]] = {
     "fit": (FitConfig, "train one head on one rung of the content ladder, with one seed"),
@@ -21,10 +25,12 @@ _COMMANDS: dict[str, tuple[type[Any], str]] = {
 def build_parser() -> ArgumentParser:
     """The parser of all four commands; a YAML file's keys are the flags' names."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog="python -m finetune", description="CTR heads on a release.")
+    parser = ArgumentParser(
+        prog="python -m finetune", description="CTR heads on a release.", exit_on_error=False
+    )
     commands = parser.add_subcommands(dest="command", required=True)
     for name, (settings, text) in _COMMANDS.items():
-        command = ArgumentParser(description=f"{text[0].upper()}{text[1:]}.")
+        command = ArgumentParser(description=f"{text[0].upper()}{text[1:]}.", exit_on_error=False)
         command.add_argument("--config", action="config", help="YAML file; later ones win")
         command.add_class_arguments(settings, sub_configs=False)
         commands.add_subcommand(name, command, help=text)
@@ -35,14 +41,14 @@ def main(argv: Sequence[str]) -> int:
     """Run one command; 2 after a user's error, which is one line on stderr."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     parser = build_parser()
-    parsed = parser.parse_args(list(argv))
-    command: str = parsed.command
     try:
-        settings = _settings(parsed[command], _COMMANDS[command][0])
-        _run(command, settings)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        parsed = parser.parse_args(list(argv))
+        settings = _settings(parsed[parsed.command], _COMMANDS[parsed.command][0])
+        _run(parsed.command, settings)
+    except (ArgumentError, ValueError, FileNotFoundError) as error:
+        logger.debug("where it happened", exc_info=True)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return USER_ERROR
     return 0
 
 

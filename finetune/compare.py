@@ -42,7 +42,7 @@ class Spread:
     @property
     def text(self) -> str:
         """As a table shows it."""
-        return "–" if np.isnan(self.mean) else f"{self.mean:.4f} ± {self.std:.4f}"
+        return "n/a" if np.isnan(self.mean) else f"{self.mean:.4f} ± {self.std:.4f}"
 
     def as_json(self) -> dict[str, Any]:
         """As metrics.json holds it."""

@@ -163,12 +163,12 @@ class Content:
         length = impressions.history_NL.shape[1]
         chunk = max(1, CHUNK_BYTES // (4 * length * max(self.width, 1)))
         user_UW = torch.cat(
-            [self._users(data, impressions, rows_B) for rows_B in first_U.split(chunk)]
+            [self._users(data, impressions, rows_B) for rows_B in torch.split(first_U, chunk)]
         )
         similarity_NS = torch.cat(
             [
                 self._similarities(impressions, rows_B, user_UW[index_N[rows_B]])
-                for rows_B in torch.arange(len(impressions)).split(chunk)
+                for rows_B in torch.split(torch.arange(len(impressions)), chunk)
             ]
         )
         return ContentFeatures(user_UW, index_N, similarity_NS)
@@ -191,9 +191,7 @@ class Content:
         user_BD = self.release.encode_histories(self.event_ID[:-1], history_BL, times_BL, times_B)
         return torch.where(some_B1, user_BD.float(), 0.0)
 
-    def _similarities(
-        self, impressions: Impressions, rows_B: Tensor, user_BW: Tensor
-    ) -> Tensor:
+    def _similarities(self, impressions: Impressions, rows_B: Tensor, user_BW: Tensor) -> Tensor:
         """Cosines [B, S] of the user and of the history's items to the target."""
         history_BL = impressions.history_NL[rows_B].long()
         target_BW = self.item_IW[impressions.item_N[rows_B]]
@@ -209,9 +207,7 @@ class Content:
         return similarity_BS.masked_fill(missing_B[:, None], torch.nan)
 
 
-def open_content(
-    rung: Rung, inputs: InputConfig, *, dataset: Dataset, seed: int
-) -> Content | None:
+def open_content(rung: Rung, inputs: InputConfig, *, dataset: Dataset, seed: int) -> Content | None:
     """A rung's vectors, after every check that can refuse them; None for `none`."""
     if rung == "none":
         return None
@@ -241,9 +237,7 @@ def looks_ahead(newest_event: int, dataset: Dataset) -> bool:
     return newest_event >= dataset.manifest.cutoffs.valid_start
 
 
-def _open_release(
-    inputs: InputConfig, embeddings: Embeddings, dataset: Dataset
-) -> "Release":
+def _open_release(inputs: InputConfig, embeddings: Embeddings, dataset: Dataset) -> "Release":
     from pretrain import load_released
 
     if inputs.released is None:

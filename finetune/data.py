@@ -172,9 +172,7 @@ class CtrData:
             history_NL=torch.from_numpy(self._histories(user_N, time_N)),
         )
 
-    def _histories(
-        self, user_N: NDArray[np.int64], time_N: NDArray[np.int64]
-    ) -> NDArray[np.int32]:
+    def _histories(self, user_N: NDArray[np.int64], time_N: NDArray[np.int64]) -> NDArray[np.int32]:
         history_NL = np.full((len(user_N), self.history_length), -1, dtype=np.int32)
         known = np.flatnonzero(user_N < self.dataset.num_users)
         for start in range(0, len(known), _HISTORY_CHUNK):

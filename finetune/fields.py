@@ -27,9 +27,7 @@ class NumericFields(nn.Module):
         """[B, K] with NaN where missing → [B, K, O]."""
         x_BK1 = numeric_BK.nan_to_num()[..., None]
         present_BK1 = ~numeric_BK.isnan()[..., None]
-        return torch.where(
-            present_BK1, x_BK1 * self.weight_KO + self.bias_KO, self.missing_KO
-        )
+        return torch.where(present_BK1, x_BK1 * self.weight_KO + self.bias_KO, self.missing_KO)
 
 
 class ContentProjection(nn.Module):

@@ -1,18 +1,18 @@
 """One run: one head, one rung, one seed; the test split is opened once, at the end."""
 
+import hashlib
 import logging
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytorch_lightning as pl
 import torch
+from numpy.typing import NDArray
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 from safetensors.torch import save_file
 
@@ -50,12 +50,10 @@ class Inputs:
             return self.content[config.rung]
         content = open_content(config.rung, config, dataset=self.dataset, seed=config.seed)
         data = self.data
-        if content is None:
-            features = (None, None)
-        else:
-            features = (content.fit(data), content.features(data, data.valid))
-        train = CtrTable(data.train, data.users, data.items, features[0])
-        valid = CtrTable(data.valid, data.users, data.items, features[1])
+        of_train = content.fit(data) if content else None
+        of_valid = content.features(data, data.valid) if content else None
+        train = CtrTable(data.train, data.users, data.items, of_train)
+        valid = CtrTable(data.valid, data.users, data.items, of_valid)
         if content is not None and content.rung != "noise":
             self.content[config.rung] = (content, train, valid)
         return content, train, valid
@@ -142,7 +140,9 @@ def _train(module: CtrModule, config: FitConfig) -> int:
     return int(np.argmax(values)) + 1
 
 
-def predictions_table(dataset: Dataset, impressions: Impressions, score_N: Any) -> pa.Table:  # noqa: ANN401
+def predictions_table(
+    dataset: Dataset, impressions: Impressions, score_N: NDArray[np.float32]
+) -> pa.Table:
     """Scores beside the ids they belong to."""
     return pa.table(
         {
@@ -157,8 +157,6 @@ def predictions_table(dataset: Dataset, impressions: Impressions, score_N: Any) 
 
 def provenance(config: InputConfig, dataset: Dataset, *, content: Content | None) -> dict[str, Any]:
     """What a figure rests on: data, cut-offs, and how new the release's newest event is."""
-    import hashlib
-
     manifest_bytes = (dataset.dir / "manifest.json").read_bytes()
     release = content.release if content else None
     newest = release.newest_event if release else None
@@ -195,5 +193,11 @@ def _write(
 def _quiet_lightning() -> None:
     """Twelve runs in a ladder need not say twelve times that there is no GPU."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*number of training batches.*"):
+    hints = (
+        ".*does not have many workers.*",
+        ".*number of training batches.*",
+        ".*srun. command is available.*",
+        ".*LeafSpec.*",
+    )
+    for message in hints:
         warnings.filterwarnings("ignore", message)

@@ -112,8 +112,8 @@ def table(comparison: Comparison) -> Table:
         caption="Δ: difference to none with its 95 % interval over users, paired",
     )
     drawn.add_column("rung", style="bold")
-    for heading in ("AUC", "Δ AUC", "AUC cold", "Δ AUC cold", "GAUC", "log loss", "ECE"):
-        drawn.add_column(heading, justify="right", no_wrap=True)
+    for heading in ("AUC", "Δ AUC", "AUC cold", "Δ AUC cold", "GAUC", "log loss"):
+        drawn.add_column(heading, justify="right")
     for rung in comparison.rungs:
         spreads = comparison.spreads[rung]
         drawn.add_row(
@@ -124,11 +124,10 @@ def table(comparison: Comparison) -> Table:
             _gain(comparison, rung, metric="auc_cold"),
             spreads["gauc"].text,
             spreads["logloss"].text,
-            f"{spreads['ece'].mean:.4f}",
         )
     return drawn
 
 
 def _gain(comparison: Comparison, rung: str, *, metric: str) -> str:
     one = comparison.differences.get(f"{rung}-none", {}).get(metric)
-    return one.text if one else "–"
+    return one.text if one else "n/a"

@@ -88,9 +88,7 @@ def gauc(
     return UserAuc(value, len(users), int((~known).sum()))
 
 
-def impression_log_loss(
-    label_N: NDArray[np.floating], score_N: NDArray[np.floating]
-) -> Floats:
+def impression_log_loss(label_N: NDArray[np.floating], score_N: NDArray[np.floating]) -> Floats:
     """Log loss of each impression in nats; `score_N` are probabilities."""
     p_N = np.clip(score_N.astype(np.float64), _PROBABILITY_FLOOR, 1 - _PROBABILITY_FLOOR)
     return np.asarray(-np.where(label_N > 0.5, np.log(p_N), np.log1p(-p_N)))

@@ -72,4 +72,3 @@ class CtrModel(nn.Module):
             for batch in EvalBatches(table)
         ]
         return torch.cat(parts)
-

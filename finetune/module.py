@@ -6,7 +6,6 @@ Shapes: B impressions of a batch.
 import math
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
@@ -86,8 +85,7 @@ class CtrModule(pl.LightningModule):
         loss = F.binary_cross_entropy_with_logits(scored.logit_B, batch.label_B)
         self._train_logits.append(scored.logit_B.detach())
         self._train_labels.append(batch.label_B)
-        if batch_idx % self.trainer.log_every_n_steps == 0:
-            self.log("train/logloss", loss, prog_bar=True)
+        self.log("train/logloss", loss, on_step=True, on_epoch=False)
         penalty: Tensor = self.config.id_l2 * scored.id_square_sum / len(batch.label_B)
         return loss + penalty
 
@@ -127,7 +125,11 @@ class CtrModule(pl.LightningModule):
         self._train_labels.clear()
         self.history.append(row)
         self.log_dict(
-            {key: np.float32(value) for key, value in row.items() if key.startswith("val/")},
+            {
+                key: torch.tensor(value, dtype=torch.float32)
+                for key, value in row.items()
+                if key.startswith("val/")
+            },
             prog_bar=True,
         )
         if math.isnan(row["val/auc"]):

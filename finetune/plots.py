@@ -13,6 +13,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from finetune.compare import Comparison
@@ -66,7 +67,7 @@ def learning_curves(comparison: Comparison) -> str:
         train.set(title="training AUC, within the epoch", xlabel="epoch")
         valid.set(title="validation AUC; ● the epoch that was kept", xlabel="epoch")
         for axes in (train, valid):
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         valid.legend(frameon=False)
         return svg(figure)
 
@@ -163,7 +164,7 @@ def item_map(vectors: Mapping[str, NDArray[np.float32]], groups: Sequence[str]) 
                 mask = np.array([(g == name) if name else (g not in shown) for g in groups])
                 if mask.any():
                     axes.scatter(
-                        *place_I2[mask].T, s=6, lw=0, alpha=0.75,
+                        place_I2[mask, 0], place_I2[mask, 1], s=6, lw=0, alpha=0.75,
                         color=palette(index) if name else "#d1d5db",
                         label=name or "other", rasterized=len(groups) > 5000,
                     )  # fmt: skip

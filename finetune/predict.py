@@ -58,8 +58,9 @@ def read_impressions(
     if not path.is_file():
         raise FileNotFoundError(f"{path}: found no such file, expected impressions in Parquet")
     given = pq.read_table(path)
-    fields = [*vocabulary.categorical, *vocabulary.numeric]
-    needed = ["user_id", "item_id", "time", *(f.name for f in fields if f.owner == "context")]
+    context = [f.name for f in vocabulary.categorical if f.owner == "context"]
+    context += [f.name for f in vocabulary.numeric if f.owner == "context"]
+    needed = ["user_id", "item_id", "time", *context]
     missing = [name for name in needed if name not in given.column_names]
     if missing:
         raise ValueError(
@@ -79,7 +80,7 @@ def read_impressions(
         )
     if (user_N < 0).any():
         logger.info("%s: %d impressions of unknown users", path, int((user_N < 0).sum()))
-    encoded = given.select([name for name in needed if name not in ("user_id", "item_id", "time")])
+    encoded = given.select(context)
     for name, column in (
         ("user_row", pa.array(user_N)),
         ("item_row", pa.array(item_N)),

@@ -121,14 +121,17 @@ def _page(
     elif pretrain_metrics is not None:
         logger.warning("%s: no such file, so no pre-training curves", pretrain_metrics)
     body = "\n".join(
-        f"<section><h2>{title}</h2><p>{text}</p><figure>{drawing}</figure></section>"
+        f"<section><h2>{title}</h2><p>{text}</p>"
+        f'<figure class="{"narrow" if title == "Calibration" else "wide"}">{drawing}</figure>'
+        "</section>"
         for title, text, drawing in sections
     )
     return PAGE.substitute(
         title=html.escape(f"{dataset.manifest.name}: does pre-training help?"),
-        verdict=" ".join(html.escape(sentence) for sentence in sentences)
-        or "One rung alone: nothing to compare it with.",
+        verdict="".join(f"<p>{html.escape(sentence)}</p>" for sentence in sentences)
+        or "<p>There is nothing to compare the rungs with.</p>",
         table=_table(comparison),
+        differences=_differences(comparison),
         body=body,
         how=_how(comparison, dataset, head=head),
     )
@@ -150,17 +153,24 @@ def _table(comparison: Comparison) -> str:
     names = {"auc": "AUC", "auc_cold": "AUC cold", "auc_tail": "AUC tail", "gauc": "GAUC",
              "logloss": "log loss", "ece": "ECE"}  # fmt: skip
     heading = "".join(f"<th>{label}</th>" for label in names.values())
-    rows = [f"<tr><th>rung</th>{heading}<th>Δ AUC to none</th><th>Δ AUC cold</th></tr>"]
+    rows = [f"<tr><th>rung</th>{heading}</tr>"]
     for rung in comparison.rungs:
         cells = "".join(f"<td>{comparison.spreads[rung][name].text}</td>" for name in names)
-        for metric in ("auc", "auc_cold"):
-            one = comparison.differences.get(f"{rung}-none", {}).get(metric)
-            cells += f"<td>{one.text if one else '–'}</td>"
         colour = plots.COLOURS[rung]
         rows.append(
             f'<tr><th><span class="dot" style="background:{colour}"></span>{rung}'
             f"<small>{_RUNG_TEXT[rung]}</small></th>{cells}</tr>"
         )
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _differences(comparison: Comparison) -> str:
+    names = {"auc": "AUC", "auc_cold": "AUC cold", "auc_tail": "AUC tail", "gauc": "GAUC"}
+    heading = "".join(f"<th>{label}</th>" for label in names.values())
+    rows = [f"<tr><th>difference</th>{heading}</tr>"]
+    for pair, metrics in comparison.differences.items():
+        cells = "".join(f"<td>{metrics[name].text}</td>" for name in names)
+        rows.append(f"<tr><th>{pair.replace('-', ' minus ')}</th>{cells}</tr>")
     return f"<table>{''.join(rows)}</table>"
 
 

@@ -19,11 +19,14 @@ PAGE = Template("""\
   h2 { font-size: 19px; margin: 0 0 4px; }
   .verdict { background: #fff; border-left: 4px solid var(--accent); border-radius: 4px;
              padding: 16px 20px; margin: 0 0 24px; font-size: 17px; }
+  .verdict p { margin: 0 0 8px; }
+  .verdict p:last-child { margin: 0; }
   section { background: #fff; border-radius: 8px; padding: 22px 24px; margin: 0 0 20px;
             border: 1px solid var(--line); }
   section > p { color: var(--soft); margin: 0 0 14px; font-size: 14.5px; }
   figure { margin: 0; text-align: center; }
-  figure svg { max-width: 100%; height: auto; }
+  figure svg { width: 100%; height: auto; }
+  figure.narrow svg { max-width: 460px; }
   .scroll { overflow-x: auto; }
   table { border-collapse: collapse; width: 100%; font-size: 13.5px;
           font-variant-numeric: tabular-nums; }
@@ -32,7 +35,7 @@ PAGE = Template("""\
   th:first-child { text-align: left; }
   tr:first-child th { color: var(--soft); font-weight: 600; }
   tr:last-child > * { border-bottom: none; }
-  small { display: block; color: var(--soft); font-weight: 400; font-size: 12px; white-space: normal; }
+  small { display: block; color: var(--soft); font-weight: 400; font-size: 12px; }
   .dot { display: inline-block; width: 9px; height: 9px; border-radius: 50%; margin-right: 7px; }
   .how th { color: var(--soft); font-weight: 600; width: 160px; }
   .how tr:first-child th { color: var(--soft); }
@@ -42,11 +45,12 @@ PAGE = Template("""\
 <body>
 <main>
 <h1>$title</h1>
-<p class="verdict">$verdict</p>
+<div class="verdict">$verdict</div>
 <section><h2>Side by side</h2>
-<p>Mean ± standard deviation over the seeds on the test split. Δ is the difference to “none”
-with its 95 % interval over users, paired.</p>
-<div class="scroll">$table</div></section>
+<p>Mean ± standard deviation over the seeds, on the test split.</p>
+<div class="scroll">$table</div>
+<p style="margin-top: 18px">Differences with their 95 % intervals over users, paired.</p>
+<div class="scroll">$differences</div></section>
 $body
 <section class="how"><h2>How it was run</h2><table>$how</table></section>
 </main>

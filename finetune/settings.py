@@ -220,7 +220,7 @@ class PredictConfig:
     """Run folder written by `fit`, or one of a ladder's."""
 
     impressions: Path
-    """Parquet with user_id, item_id, time (milliseconds or a timestamp) and the context features."""
+    """Parquet with user_id, item_id, time (milliseconds or a timestamp), context features."""
 
     out: Path
     """Parquet to write: user_id, item_id, time, score."""

@@ -47,7 +47,7 @@ def _gain(comparison: Comparison, metric: str, *, where: str) -> list[str]:
     if math.isnan(difference.value):
         return [f"{where} the AUC does not exist: clicks or non-clicks are missing there."]
     over_ids = _phrase(comparison, "none", metric=metric)
-    sentence = f"{where}, aligned content {over_ids} AUC over ids alone"
+    sentence = f"{where}, aligned content {over_ids} over ids alone"
     spread = max(comparison.spreads[one][metric].std for one in ("aligned", "none"))
     num_seeds = len(comparison.runs["aligned"])
     if is_clear(comparison, "aligned", "none", metric=metric):
@@ -68,7 +68,7 @@ def _phrase(comparison: Comparison, base: str, *, metric: str) -> str:
     difference = comparison.differences[f"aligned-{base}"][metric]
     verb = "gains" if difference.value >= 0 else "loses"
     return (
-        f"{verb} {difference.value:+.3f} "
+        f"{verb} {abs(difference.value):.3f} AUC "
         f"(95 % interval {difference.low:+.3f} to {difference.high:+.3f})"
     )
 

@@ -7,4 +7,4 @@ from finetune.heads.din import DIN
 
 HEADS: dict[str, type[Head]] = {"deepfm": DeepFM, "dcnv2": DCNv2, "din": DIN}
 
-__all__ = ["HEADS", "DCNv2", "DIN", "DeepFM", "Head", "HeadInputs"]
+__all__ = ["DIN", "HEADS", "DCNv2", "DeepFM", "Head", "HeadInputs"]

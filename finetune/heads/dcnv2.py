@@ -21,9 +21,7 @@ class DCNv2(Head):
         )
         width = num_fields * field_width
         self.cross = nn.ModuleList(nn.Linear(width, width) for _ in range(config.cross_layers))
-        self.deep = deep_part(
-            width, config.hidden, dropout=config.dropout, activation=nn.ReLU
-        )
+        self.deep = deep_part(width, config.hidden, dropout=config.dropout, activation=nn.ReLU)
         self.out = nn.Linear(width + (width, *config.hidden)[-1], 1)
 
     def forward(self, inputs: HeadInputs) -> Tensor:

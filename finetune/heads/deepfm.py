@@ -23,9 +23,7 @@ class DeepFM(Head):
             config, num_fields=num_fields, field_width=field_width, history_width=history_width
         )
         width = num_fields * field_width
-        self.deep = deep_part(
-            width, config.hidden, dropout=config.dropout, activation=nn.ReLU
-        )
+        self.deep = deep_part(width, config.hidden, dropout=config.dropout, activation=nn.ReLU)
         self.out = nn.Linear((width, *config.hidden)[-1], 1)
 
     def forward(self, inputs: HeadInputs) -> Tensor:
