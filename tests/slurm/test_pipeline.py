@@ -123,6 +123,7 @@ def test_a_signalled_run_is_requeued_and_goes_on_from_the_step_it_reached(
     assert slurm.jobs(job)[0]["Restarts"] == "1"
     text = log.read_text()
     assert "asked to stop: saved at step" in text
+    assert "Restored all states from the checkpoint at runs/stopped/checkpoints/last" in text
     assert (run_dir / "DONE").read_text() == "step 40\n"
 
 
