@@ -93,6 +93,7 @@ def run_protocol(
     ]  # fmt: skip
     if not (features_dir / "features.json").is_file():
         module("pretrain", "features", *settings)
+    check_same_settings(config, run_dir=run_dir)
     if not (run_dir / "released" / "config.json").is_file():
         module(
             "torch.distributed.run", "--standalone", "--nproc_per_node", num_processes,
@@ -119,6 +120,17 @@ def run_protocol(
     )  # fmt: skip
     found: dict[str, dict[str, object]] = json.loads((run_dir / "metrics.json").read_text())
     return found
+
+
+def check_same_settings(config: Path, *, run_dir: Path) -> None:
+    """Refuse to go on with a run of other settings: its figures would not be theirs."""
+    settings, kept = config.read_text() + ZERO.read_text(), run_dir / "settings.yaml"
+    if kept.is_file() and kept.read_text() != settings:
+        sys.exit(
+            f"{run_dir}: found a run of other settings than {config}; remove the folder, or give "
+            "another --out_dir"
+        )
+    kept.write_text(settings)
 
 
 def write_tables(protocol: fashion_protocol.Protocol, folder: Path) -> None:

@@ -40,6 +40,20 @@ def test_raw_vectors_are_cut_by_modality(bench: ModuleType, tmp_path: Path) -> N
     }
 
 
+def test_a_run_of_other_settings_is_refused(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, zero = tmp_path / "pretrain.yaml", tmp_path / "zero2.yaml"
+    monkeypatch.setattr(bench, "ZERO", zero)
+    zero.write_text("stage: 2")
+    config.write_text("lr: 1")
+    bench.check_same_settings(config, run_dir=tmp_path)
+    bench.check_same_settings(config, run_dir=tmp_path)
+    config.write_text("lr: 2")
+    with pytest.raises(SystemExit, match="found a run of other settings"):
+        bench.check_same_settings(config, run_dir=tmp_path)
+
+
 def test_the_page_shows_every_system_its_reference_and_the_caveat(bench: ModuleType) -> None:
     systems = {
         "ease": {"recall@20": 0.2, "ndcg@20": 0.1, "se": 0.003, "n_users": 9},
