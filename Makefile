@@ -24,13 +24,14 @@ setup: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[towers]'
 	touch $@
 
-demo: setup  ## toy data -> shards -> ZeRO-2 on 2 processes -> release -> CTR ladder -> report
+demo: .venv/towers  ## toy data -> shards -> ZeRO-2 on 2 processes -> release -> CTR ladder -> report
 	$(PY) -m data_prep toy --config configs/toy/toy.yaml
 	$(PY) -m data_prep shard --config configs/toy/shard.yaml
 	$(PY) -m data_prep verify --dataset_dir data/toy/dataset
-	$(TORCHRUN) -m pretrain fit --config configs/toy/pretrain.yaml --config configs/zero2.yaml
+	OMP_NUM_THREADS=2 $(PY) -m pretrain features --config configs/toy/demo.yaml
+	$(TORCHRUN) -m pretrain fit --config configs/toy/demo.yaml --config configs/zero2.yaml
 	$(PY) -m pretrain export --run_dir runs/demo/pretrain --out_dir runs/demo/released --dataset_dir data/toy/dataset
-	$(PY) -m pretrain embed --released runs/demo/released --dataset_dir data/toy/dataset --out_dir runs/demo/embeddings
+	$(PY) -m pretrain embed --released runs/demo/released --dataset_dir data/toy/dataset --features_dir runs/demo/features --out_dir runs/demo/embeddings
 	OMP_NUM_THREADS=2 $(PY) -m finetune ladder --config configs/toy/ladder.yaml
 
 films: .venv/towers  ## films with posters and texts, the last block of the protocol films-ctr

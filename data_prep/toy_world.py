@@ -24,9 +24,9 @@ PERIOD_END_MS = PERIOD_START_MS + PERIOD_DAYS * DAY_MS
 
 PICTURE_DIMS, TITLE_DIMS, DESCRIPTION_DIMS = 6, 3, 3
 TASTE_DIMS = PICTURE_DIMS + TITLE_DIMS + DESCRIPTION_DIMS
-PAIR_SHARE = 0.4
+PAIR_SHARE = 0.2
 """Variance of taste that only a pair of attributes explains (a red ring is not red plus ring)."""
-ID_SHARE = 0.15
+ID_SHARE = 0.1
 """Variance of taste that no attribute explains."""
 NEW_ITEM_SHARE = 0.35
 """Items that arrive during the period; the others are there from the start."""

@@ -28,11 +28,20 @@ class ItemVectors:
 
 
 class Adapter(nn.Module):
-    """Features of one tower → the shared width."""
+    """Features of one tower → the shared width.
+
+    Features are standardised by fixed statistics of the catalogue at step 0 (`calibrate`). What
+    pre-trained and random towers say of any two items is mostly the same, and without this the
+    part that differs is learnt many times more slowly.
+    """
 
     def __init__(self, feature_width: int, *, width: int, dropout: float) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(feature_width)
+        self.feature_width = feature_width
+        self.mean_F: Tensor
+        self.std_F: Tensor
+        self.register_buffer("mean_F", torch.zeros(feature_width))
+        self.register_buffer("std_F", torch.ones(feature_width))
         self.linear = nn.Linear(feature_width, width)
         self.mlp = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(dropout),
@@ -41,9 +50,17 @@ class Adapter(nn.Module):
 
     def forward(self, features_nF: Tensor) -> Tensor:
         """[n, F] → [n, D]."""
-        hidden_nD: Tensor = self.linear(self.norm(features_nF))
+        hidden_nD: Tensor = self.linear((features_nF - self.mean_F) / self.std_F)
         projected_nD: Tensor = hidden_nD + self.mlp(hidden_nD)
         return projected_nD
+
+    @torch.no_grad()
+    def calibrate(self, features_pF: Tensor) -> None:
+        """Take mean and spread from the features of some items."""
+        self.mean_F.copy_(features_pF.float().mean(0))
+        spread_F = features_pF.float().std(0, correction=0)
+        # A feature that hardly varies is noise: it is not blown up beyond the others.
+        self.std_F.copy_(spread_F.clamp(min=0.1 * float(spread_F.mean()) + 1e-6))
 
 
 class Fusion(nn.Module):
@@ -108,6 +125,16 @@ class ItemEncoder(nn.Module):
             return frozen
         features: Tensor = backbone(**inputs)
         return features
+
+    @torch.no_grad()
+    def calibrate(self, items: ItemBatch) -> None:
+        """Fit the adapters' input scales to these items; to be called once, before training."""
+        self.eval()
+        for modality, adapter in self.adapters.items():
+            if bool(items.presence[modality].any()):
+                assert isinstance(adapter, Adapter)
+                adapter.calibrate(self.features(modality, items.inputs[modality]))
+        self.train()
 
     def forward(self, items: ItemBatch) -> ItemVectors:
         """Encode n items."""

@@ -19,6 +19,7 @@ from pretrain.collectives import gather_rows, rank, sum_over_ranks, world_size
 from pretrain.data import ItemLoader, PretrainData, vector_widths_of
 from pretrain.export import BACKBONES_FILE, RUN_FILE, describe_run
 from pretrain.feature_cache import saved_architectures
+from pretrain.item_encoder import Adapter
 from pretrain.metrics import ndcg_at_k, recall_at_k, target_ranks
 from pretrain.model import ModelConfig, TwoSpaceModel
 from pretrain.objective import LossConfig, objective
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 
 CUTOFFS = (10, 20, 50)
 CATALOGUE_CHUNK = 512
+CALIBRATION_ITEMS = 512
+"""Items whose features set the adapters' input scales; the same ones on every rank."""
 
 
 class PretrainModule(pl.LightningModule):
@@ -74,12 +77,12 @@ class PretrainModule(pl.LightningModule):
             widths = {name: backbone.width for name, backbone in backbones.items()}
         else:
             widths = self.data.features.widths
+        num_items = self.data.dataset.num_items
         self.model = TwoSpaceModel(
-            self.encoders,
-            backbones=backbones,
-            feature_widths=widths,
-            num_items=self.data.dataset.num_items,
+            self.encoders, backbones=backbones, feature_widths=widths, num_items=num_items
         )
+        rows = np.linspace(0, num_items - 1, min(num_items, CALIBRATION_ITEMS)).astype(np.int64)
+        self.model.item_encoder.calibrate(self.data.items.load(rows))
         self.item_probability_N = self.data.item_probability
         self._architectures = {name: one.architecture() for name, one in backbones.items()}
 
@@ -98,8 +101,9 @@ class PretrainModule(pl.LightningModule):
             dataset=self.data.dataset,
             architectures=architectures,
             feature_widths={
-                name: int(adapter.norm.normalized_shape[0])  # type: ignore[union-attr, index]
+                name: adapter.feature_width
                 for name, adapter in self.model.item_encoder.adapters.items()
+                if isinstance(adapter, Adapter)
             },
         )
         replace_file(run_dir / RUN_FILE, run.to_json().encode())

@@ -17,7 +17,6 @@ from data_prep.records import ItemRecord
 from pretrain.batch import ItemBatch
 from pretrain.towers import TowerConfig, resolve_name
 
-
 MAX_PIXELS = 50_000_000
 
 
