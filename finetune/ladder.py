@@ -4,6 +4,7 @@ import dataclasses
 import logging
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -18,7 +19,7 @@ from rich.table import Table
 
 from data_prep.dataset import open_dataset
 from finetune import run_folder
-from finetune.compare import Comparison
+from finetune.compare import Comparison, Spread
 from finetune.content import open_content
 from finetune.data import check_splits
 from finetune.fit import Inputs, fit
@@ -110,24 +111,31 @@ def table(comparison: Comparison) -> Table:
     drawn = Table(
         title=f"Content ladder: mean ± std over seeds{reachable}",
         caption="Δ: difference to none with its 95 % interval over users, paired",
+        box=box.SIMPLE_HEAD,
+        show_lines=False,
     )
     drawn.add_column("rung", style="bold")
     for heading in ("AUC", "Δ AUC", "AUC cold", "Δ AUC cold", "GAUC", "log loss"):
-        drawn.add_column(heading, justify="right")
+        drawn.add_column(heading, justify="right", no_wrap=True)
     for rung in comparison.rungs:
         spreads = comparison.spreads[rung]
         drawn.add_row(
             rung,
-            spreads["auc"].text,
+            _two_lines(spreads["auc"]),
             _gain(comparison, rung, metric="auc"),
-            spreads["auc_cold"].text,
+            _two_lines(spreads["auc_cold"]),
             _gain(comparison, rung, metric="auc_cold"),
-            spreads["gauc"].text,
-            spreads["logloss"].text,
+            _two_lines(spreads["gauc"]),
+            _two_lines(spreads["logloss"]),
         )
     return drawn
 
 
+def _two_lines(spread: Spread) -> str:
+    """Mean over spread, so that the table fits a terminal of 80 columns."""
+    return f"{spread.mean:.4f}\n± {spread.std:.4f}"
+
+
 def _gain(comparison: Comparison, rung: str, *, metric: str) -> str:
     one = comparison.differences.get(f"{rung}-none", {}).get(metric)
-    return one.text if one else "n/a"
+    return f"{one.value:+.4f}\n{one.low:+.3f} … {one.high:+.3f}" if one else ""

@@ -14,7 +14,7 @@ PAGE = Template("""\
   * { box-sizing: border-box; }
   body { margin: 0; background: #f6f5f2; color: var(--ink);
          font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif; }
-  main { max-width: 1020px; margin: 0 auto; padding: 40px 20px 80px; }
+  main { max-width: 1080px; margin: 0 auto; padding: 40px 20px 80px; }
   h1 { font-size: 28px; margin: 0 0 16px; letter-spacing: -0.01em; }
   h2 { font-size: 19px; margin: 0 0 4px; }
   .verdict { background: #fff; border-left: 4px solid var(--accent); border-radius: 4px;
@@ -28,9 +28,9 @@ PAGE = Template("""\
   figure svg { width: 100%; height: auto; }
   figure.narrow svg { max-width: 460px; }
   .scroll { overflow-x: auto; }
-  table { border-collapse: collapse; width: 100%; font-size: 13.5px;
+  table { border-collapse: collapse; width: 100%; font-size: 12.8px;
           font-variant-numeric: tabular-nums; }
-  th, td { padding: 7px 10px; text-align: right; border-bottom: 1px solid var(--line);
+  th, td { padding: 7px 6px; text-align: right; border-bottom: 1px solid var(--line);
            white-space: nowrap; }
   th:first-child { text-align: left; }
   tr:first-child th { color: var(--soft); font-weight: 600; }

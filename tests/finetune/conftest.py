@@ -1,0 +1,88 @@
+"""A release and embeddings made by hand: finetune's tests need no pre-training."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import pretrain
+from data_prep.dataset import Dataset, open_dataset
+from finetune.settings import FitConfig, HeadConfig, TrainConfig, TrainerConfig
+
+WIDTH = 8
+
+
+class FakeRelease:
+    """A user is the mean of the history's vectors."""
+
+    fingerprint = "fake"
+    width = WIDTH
+
+    def __init__(self, newest_event: int) -> None:
+        self.newest_event = newest_event
+
+    def encode_histories(
+        self, event_ND: Tensor, history_BL: Tensor, times_BL: Tensor, at_times_B: Tensor
+    ) -> Tensor:
+        assert bool(((times_BL < at_times_B[:, None]) | (history_BL < 0)).all())
+        padded = torch.cat([event_ND, torch.zeros(1, event_ND.shape[1])])
+        return F.normalize(padded[history_BL].sum(1), dim=1)
+
+
+@pytest.fixture(scope="session")
+def dataset(toy_dataset: Path) -> Dataset:
+    return open_dataset(toy_dataset)
+
+
+def fixed_lists(values: np.ndarray) -> pa.FixedSizeListArray:
+    return pa.FixedSizeListArray.from_arrays(
+        pa.array(values.astype(np.float32).ravel()), values.shape[1]
+    )
+
+
+def write_embeddings(folder: Path, item_ids: pa.ChunkedArray, *, newest_event: int) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    num_items = len(item_ids)
+    aligned = fixed_lists(rng.normal(size=(num_items, WIDTH)))
+    raw = rng.normal(size=(num_items, 5))
+    raw[::7] = 0
+    items = {"item_id": item_ids, "aligned": aligned, "event": aligned, "raw": fixed_lists(raw)}
+    pq.write_table(pa.table(items), folder / "items.parquet")
+    about = {"release_fingerprint": "fake", "newest_event": newest_event, "width": WIDTH}
+    (folder / "embeddings.json").write_text(json.dumps(about))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def embeddings_dir(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    newest = dataset.manifest.newest_train_event
+    folder = tmp_path_factory.mktemp("embeddings")
+    return write_embeddings(folder, dataset.items["item_id"], newest_event=newest)
+
+
+@pytest.fixture
+def fake_release(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> FakeRelease:
+    release = FakeRelease(dataset.manifest.newest_train_event)
+    monkeypatch.setattr(pretrain, "load_released", lambda path: release, raising=False)
+    return release
+
+
+@pytest.fixture
+def fit_config(toy_dataset: Path, embeddings_dir: Path, tmp_path: Path) -> FitConfig:
+    return FitConfig(
+        dataset_dir=toy_dataset,
+        embeddings_dir=embeddings_dir,
+        released=Path("released"),
+        out_dir=tmp_path / "run",
+        history_length=8,
+        head=HeadConfig(name="deepfm", embedding_width=4, hidden=(8,)),
+        train=TrainConfig(batch_size=256, max_epochs=2),
+        trainer=TrainerConfig(accelerator="cpu", progress="none"),
+    )

@@ -1,0 +1,151 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from data_prep.dataset import Dataset
+from finetune.batches import CtrTable, EvalBatches, TrainBatches, epoch_order
+from finetune.content import Content, open_content
+from finetune.data import CtrData
+from finetune.fields import FieldEmbedding
+from finetune.model import CtrModel
+from finetune.settings import FitConfig, HeadConfig
+
+
+@pytest.fixture
+def data(dataset: Dataset, fit_config: FitConfig) -> CtrData:
+    return CtrData.learn(dataset, fit_config)
+
+
+def table_of(data: CtrData) -> CtrTable:
+    return CtrTable(data.train, data.users, data.items, None)
+
+
+def test_histories_hold_only_positives_strictly_before(data: CtrData) -> None:
+    log, valid = data.positives, data.valid
+    for row in range(0, len(valid), 37):
+        user, at = int(valid.user_N[row]), int(valid.time_N[row])
+        slice_ = slice(log.offsets[user], log.offsets[user + 1])
+        before = log.item_rows[slice_][log.times[slice_] < at][-data.history_length :]
+        history = valid.history_NL[row]
+        assert history[history >= 0].tolist() == before.tolist()
+
+
+def test_ids_unknown_to_training_get_the_unknown_row(data: CtrData) -> None:
+    field = data.vocabulary.named("item_id")
+    column = data.vocabulary.categorical.index(field)
+    known = set(field.values)
+    ids = data.dataset.items["item_id"].to_pylist()
+    valid = data.valid
+    for row in range(0, len(valid), 11):
+        is_unknown = int(valid.ids_NF[row, column]) == field.unknown
+        assert is_unknown == (ids[int(valid.item_N[row])] not in known)
+
+
+def test_the_order_of_an_epoch_is_a_pure_function_of_seed_and_epoch() -> None:
+    assert (epoch_order(50, seed=1, epoch=2) == epoch_order(50, seed=1, epoch=2)).all()
+    assert (epoch_order(50, seed=1, epoch=2) != epoch_order(50, seed=1, epoch=3)).any()
+
+
+def test_two_ranks_together_see_the_global_batches_of_one(data: CtrData) -> None:
+    def batches(rank: int, world: int) -> list[set[int]]:
+        found = TrainBatches(
+            table_of(data), batch_size=64, seed=0, epoch=lambda: 1, rank=rank, world=world
+        )
+        return [set(batch.item_B.tolist()) for batch in found]
+
+    alone, first, second = batches(0, 1), batches(0, 2), batches(1, 2)
+    assert len(alone) == len(first) == len(data.train) // 64
+    assert all(a == f | s for a, f, s in zip(alone, first, second, strict=True))
+
+
+def test_evaluation_sees_every_impression_once_in_order(data: CtrData) -> None:
+    found = torch.cat([b.label_B for b in EvalBatches(table_of(data), batch_size=100)])
+    assert torch.equal(found, data.train.label_N)
+
+
+def test_reading_the_test_split_is_counted(data: CtrData) -> None:
+    assert data.test_opened == 0
+    data.open_test()
+    assert data.test_opened == 1
+
+
+def slow_similarities(content: Content, data: CtrData, row: int) -> list[float]:
+    split = data.valid
+    vectors = content.item_IW.numpy()
+    target = vectors[int(split.item_N[row])]
+    items = [int(item) for item in split.history_NL[row] if item >= 0]
+    known = [vectors[item] for item in items if vectors[item].any()]
+    if not known or not target.any():
+        return [np.nan] * 3
+    user = np.sum([vectors[item] for item in items], axis=0)
+    user /= np.linalg.norm(user)
+    cosines = [float(vector @ target) for vector in known]
+    return [float(user @ target), max(cosines), float(np.mean(cosines))]
+
+
+@pytest.mark.parametrize("rung", ["noise", "raw", "aligned"])
+def test_similarities_equal_a_slow_twin(
+    rung: str, data: CtrData, fit_config: FitConfig, fake_release: object, monkeypatch
+) -> None:
+    monkeypatch.setattr("finetune.content.CHUNK_BYTES", 5_000)  # several chunks
+    content = open_content(rung, fit_config, dataset=data.dataset, seed=3)
+    assert content is not None
+    content.fit(data)
+    found = content.features(data, data.valid).similarity_NS * content.std_S + content.mean_S
+    for row in range(0, len(data.valid), 23):
+        expected = slow_similarities(content, data, row)
+        np.testing.assert_allclose(found[row], expected, atol=1e-5)
+
+
+def test_similarities_are_standardised_on_training(
+    data: CtrData, fit_config: FitConfig, fake_release: object
+) -> None:
+    content = open_content("aligned", fit_config, dataset=data.dataset, seed=0)
+    assert content is not None
+    found = content.fit(data).similarity_NS.numpy()
+    np.testing.assert_allclose(np.nanmean(found, 0), 0, atol=1e-4)
+    np.testing.assert_allclose(np.nanstd(found, 0), 1, atol=1e-4)
+
+
+def test_noise_follows_the_seed_and_is_as_wide_as_aligned(
+    data: CtrData, fit_config: FitConfig, fake_release: object
+) -> None:
+    def vectors(seed: int, rung: str = "noise") -> torch.Tensor:
+        content = open_content(rung, fit_config, dataset=data.dataset, seed=seed)
+        assert content is not None
+        return content.item_IW
+
+    assert torch.equal(vectors(1), vectors(1))
+    assert not torch.equal(vectors(1), vectors(2))
+    assert vectors(1).shape == vectors(1, "aligned").shape
+
+
+@pytest.mark.parametrize("head", ["deepfm", "din"])
+@pytest.mark.parametrize("rung", ["none", "raw"])
+def test_every_parameter_of_a_model_gets_a_gradient(
+    head: str, rung: str, data: CtrData, fit_config: FitConfig
+) -> None:
+    config = dataclasses.replace(fit_config, head=HeadConfig(name=head, embedding_width=4))
+    content = open_content(rung, config, dataset=data.dataset, seed=0)
+    features = content.fit(data) if content else None
+    table = CtrTable(data.train, data.users, data.items, features)
+    model = CtrModel(config.head, data=data, content=content)
+    model(table.batch(torch.arange(512))).logit_B.square().sum().backward()
+    unread = [n for n, p in model.named_parameters() if p.grad is None]
+    assert unread == ([] if head == "deepfm" else ["fields.bias"])
+
+
+def test_projecting_distinct_items_once_equals_projecting_each(
+    data: CtrData, fit_config: FitConfig
+) -> None:
+    content = open_content("raw", fit_config, dataset=data.dataset, seed=0)
+    model = CtrModel(fit_config.head, data=data, content=content)
+    fields: FieldEmbedding = model.fields
+    item_B, history_BL = data.train.item_N[:32], data.train.history_NL[:32]
+    target, history = fields._project_items(item_B, history_BL)
+    torch.testing.assert_close(target, fields.item_content(fields.item_IW[item_B]))
+    for place in range(history_BL.shape[1]):
+        expected = fields.item_content(fields.item_IW[history_BL[:, place].long()])
+        torch.testing.assert_close(history[:, place], expected)
