@@ -1,5 +1,6 @@
 """One throw-away Slurm for the whole test session, and what tests ask of it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,6 +72,31 @@ class Slurm:
         )
 
 
+class StandIn:
+    """Submits with the stand-in interpreter and reads what it noted."""
+
+    def __init__(self, slurm: Slurm, folder: Path) -> None:
+        self.slurm, self.folder, self.log = slurm, folder, folder / "calls.jsonl"
+        self.env = {
+            "TRIPTYCH_PYTHON": str(HERE / "stand_in.py"),
+            "STAND_IN_LOG": str(self.log),
+            "RUN_DIR": str(folder / "run"),
+        }
+
+    def submit(self, *arguments: str | Path, behaviour: str = "done", **env: str) -> str:
+        env = self.env | {"STAND_IN": behaviour} | env
+        return self.slurm.submit(*arguments, cwd=self.folder, **env)
+
+    def calls(self) -> list[dict[str, Any]]:
+        """Every call but the dry parses."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        calls = [json.loads(line) for line in lines]
+        return [call for call in calls if "--print_config" not in call["argv"]]
+
+    def output(self) -> str:
+        return "".join(file.read_text() for file in self.folder.glob("*.out"))
+
+
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[Slurm]:
     if os.environ.get("TRIPTYCH_SLURM") != "1":
@@ -95,3 +122,8 @@ def slurm() -> Iterator[Slurm]:
 @pytest.fixture(scope="session")
 def scripts() -> Path:
     return REPOSITORY / "slurm"
+
+
+@pytest.fixture
+def stand_in(slurm: Slurm, tmp_path: Path) -> StandIn:
+    return StandIn(slurm, tmp_path)
