@@ -17,7 +17,7 @@ from finetune.cli import build_parser, main
 from finetune.run_folder import plain
 from finetune.settings import FitConfig, HeadConfig, LadderConfig, TrainConfig
 
-from .conftest import write_embeddings
+from .conftest import FakeRelease, write_embeddings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -36,12 +36,14 @@ def fails(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
     return error
 
 
-def test_fit_runs_from_a_yaml_file(words: list[str], fake_release, capsys) -> None:
+def test_fit_runs_from_a_yaml_file(
+    words: list[str], fake_release: FakeRelease, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([*words, "--train.max_epochs", "1"]) == 0
     assert "aligned, seed 0: test" in capsys.readouterr().out
 
 
-def test_an_unknown_key_is_refused(words: list[str], capsys) -> None:
+def test_an_unknown_key_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert "--head.widht" in fails(capsys, [*words, "--head.widht", "3"])
 
 
@@ -49,11 +51,15 @@ def test_an_unknown_key_is_refused(words: list[str], capsys) -> None:
     ("flag", "value"),
     [("rung", "best"), ("head.name", "xdeepfm"), ("train.lr", "-1"), ("history_length", "0")],
 )
-def test_a_bad_value_names_its_key(flag: str, value: str, words: list[str], capsys) -> None:
+def test_a_bad_value_names_its_key(
+    flag: str, value: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert flag in fails(capsys, [*words, f"--{flag}", value])
 
 
-def test_a_dataset_that_is_not_there_is_refused(words: list[str], capsys, tmp_path) -> None:
+def test_a_dataset_that_is_not_there_is_refused(
+    words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     error = fails(capsys, [*words, "--dataset_dir", str(tmp_path / "nowhere")])
     assert "python -m data_prep shard" in error
 
@@ -63,19 +69,25 @@ def damaged(dataset: Dataset, tmp_path: Path) -> Path:
     return Path(shutil.copytree(dataset.dir, tmp_path / "damaged"))
 
 
-def test_a_dataset_without_its_manifest_is_refused(words, damaged: Path, capsys) -> None:
+def test_a_dataset_without_its_manifest_is_refused(
+    words: list[str], damaged: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (damaged / "manifest.json").unlink()
     assert "incomplete" in fails(capsys, [*words, "--dataset_dir", str(damaged)])
 
 
-def test_another_schema_is_refused(words, damaged: Path, capsys) -> None:
+def test_another_schema_is_refused(
+    words: list[str], damaged: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = damaged / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 99}))
     assert "99" in fails(capsys, [*words, "--dataset_dir", str(damaged)])
 
 
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
-def test_an_empty_split_is_refused_before_training(split, words, damaged: Path, capsys) -> None:
+def test_an_empty_split_is_refused_before_training(
+    split: str, words: list[str], damaged: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = damaged / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["counts"][f"impressions_{split}"] = 0
@@ -84,7 +96,9 @@ def test_an_empty_split_is_refused_before_training(split, words, damaged: Path, 
     assert f"ctr/{split}: found no impressions" in error
 
 
-def test_labels_that_are_no_clicks_are_refused(words, damaged: Path, capsys) -> None:
+def test_labels_that_are_no_clicks_are_refused(
+    words: list[str], damaged: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = next((damaged / "ctr" / "train").glob("*.parquet"))
     table = pq.read_table(path)
     ratings = pa.array([3.5] * table.num_rows, pa.float32())
@@ -94,7 +108,10 @@ def test_labels_that_are_no_clicks_are_refused(words, damaged: Path, capsys) -> 
 
 
 def test_a_release_that_has_seen_the_validation_time_is_refused(
-    words, fake_release, dataset: Dataset, capsys
+    words: list[str],
+    fake_release: FakeRelease,
+    dataset: Dataset,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     fake_release.newest_event = dataset.manifest.cutoffs.valid_start
     assert "--allow_look_ahead true" in fails(capsys, words)
@@ -102,7 +119,11 @@ def test_a_release_that_has_seen_the_validation_time_is_refused(
 
 
 def test_embeddings_that_have_seen_the_validation_time_are_refused(
-    words, fake_release, dataset: Dataset, tmp_path: Path, capsys
+    words: list[str],
+    fake_release: FakeRelease,
+    dataset: Dataset,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = write_embeddings(
         tmp_path / "late",
@@ -112,27 +133,37 @@ def test_embeddings_that_have_seen_the_validation_time_are_refused(
     assert "tested on" in fails(capsys, [*words, "--embeddings_dir", str(folder)])
 
 
-def test_vectors_of_other_items_are_refused(words, dataset: Dataset, tmp_path, capsys) -> None:
+def test_vectors_of_other_items_are_refused(
+    words: list[str], dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     ids = pa.chunked_array([dataset.items["item_id"].to_numpy() + 1])
     folder = write_embeddings(tmp_path / "other", ids, newest_event=0)
     assert "that are not the" in fails(capsys, [*words, "--embeddings_dir", str(folder)])
 
 
-def test_vectors_of_another_release_are_refused(words, fake_release, capsys) -> None:
+def test_vectors_of_another_release_are_refused(
+    words: list[str], fake_release: FakeRelease, capsys: pytest.CaptureFixture[str]
+) -> None:
     fake_release.fingerprint = "another"
     assert "found vectors of release fake" in fails(capsys, words)
 
 
-def test_a_rung_names_the_folder_it_lacks(words, fit_config, tmp_path: Path, capsys) -> None:
+def test_a_rung_names_the_folder_it_lacks(
+    words: list[str], fit_config: FitConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert "embeddings.json" in fails(capsys, [*words, "--embeddings_dir", str(tmp_path)])
     assert "pretrain export" in fails(capsys, [*words, "--released", "null"])
 
 
-def test_a_folder_that_is_no_release_is_refused(words, tmp_path: Path, capsys) -> None:
+def test_a_folder_that_is_no_release_is_refused(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert "no released checkpoint" in fails(capsys, [*words, "--released", str(tmp_path)])
 
 
-def test_predict_and_report_name_a_folder_that_is_no_run(tmp_path: Path, capsys) -> None:
+def test_predict_and_report_name_a_folder_that_is_no_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["--impressions", "x.parquet", "--out", "y.parquet"]
     assert "no finished run" in fails(capsys, ["predict", "--run_dir", str(tmp_path), *words])
     assert "no finished run" in fails(capsys, ["report", "--run_dir", str(tmp_path)])
@@ -173,7 +204,7 @@ def test_help_explains_every_key_and_does_not_import_torch() -> None:
         (LadderConfig, {"seeds": (1, 1)}),
     ],
 )
-def test_settings_check_their_ranges(settings, changes: dict) -> None:
+def test_settings_check_their_ranges(settings: type, changes: dict) -> None:
     needed = {"dataset_dir": Path("d"), "out_dir": Path("o")} if settings is LadderConfig else {}
     with pytest.raises(ValueError, match=next(iter(changes))):
         settings(**needed, **changes)

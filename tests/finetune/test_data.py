@@ -87,7 +87,11 @@ def slow_similarities(content: Content, data: CtrData, row: int) -> list[float]:
 
 @pytest.mark.parametrize("rung", ["noise", "raw", "aligned"])
 def test_similarities_equal_a_slow_twin(
-    rung: str, data: CtrData, fit_config: FitConfig, fake_release: object, monkeypatch
+    rung: str,
+    data: CtrData,
+    fit_config: FitConfig,
+    fake_release: object,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("finetune.content.CHUNK_BYTES", 5_000)  # several chunks
     content = open_content(rung, fit_config, dataset=data.dataset, seed=3)

@@ -1,6 +1,7 @@
 """Duties that every head shares, and each against its paper's equation written slowly."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def test_every_input_that_a_head_reads_and_every_weight_gets_a_gradient(name: st
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_a_saved_head_gives_the_same_logits(name: str, tmp_path) -> None:
+def test_a_saved_head_gives_the_same_logits(name: str, tmp_path: Path) -> None:
     head, other = build(name), build(name)
     with torch.no_grad():
         for weight in other.parameters():

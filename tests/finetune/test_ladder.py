@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from data_prep.dataset import Dataset
 from finetune.ladder import ladder, run_configs
 from finetune.report import report
 from finetune.settings import FitConfig, LadderConfig, ReportConfig
+
+from .conftest import FakeRelease
 
 RUNGS = ("none", "noise", "raw", "aligned")
 
@@ -37,7 +40,7 @@ def quiet() -> Console:
 
 
 def test_a_ladder_writes_the_figures_of_every_rung_and_a_report(
-    ladder_config: LadderConfig, fake_release: object, dataset
+    ladder_config: LadderConfig, fake_release: object, dataset: Dataset
 ) -> None:
     console = quiet()
     ladder(ladder_config, console=console)
@@ -119,7 +122,7 @@ def test_a_report_can_be_written_again_and_from_a_single_run(
 
 
 def test_a_look_ahead_that_was_allowed_stands_in_the_report(
-    ladder_config: LadderConfig, fake_release, dataset
+    ladder_config: LadderConfig, fake_release: FakeRelease, dataset: Dataset
 ) -> None:
     fake_release.newest_event = dataset.manifest.newest_event
     config = dataclasses.replace(ladder_config, rungs=("none", "aligned"), allow_look_ahead=True)

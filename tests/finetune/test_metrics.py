@@ -11,6 +11,8 @@ from finetune.metrics import (
     per_user_auc,
 )
 
+Clicks = tuple[np.ndarray, np.ndarray, np.ndarray]
+
 
 def slow_auc(label: np.ndarray, score: np.ndarray) -> float:
     pairs = [(p > q) + 0.5 * (p == q) for p in score[label == 1] for q in score[label == 0]]
@@ -27,7 +29,7 @@ def clicks() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return user, label, score
 
 
-def test_auc_counts_pairs_and_a_tie_as_one_half(clicks) -> None:
+def test_auc_counts_pairs_and_a_tie_as_one_half(clicks: Clicks) -> None:
     _, label, score = clicks
     assert auc(label, score) == pytest.approx(slow_auc(label, score), abs=1e-12)
     assert auc(np.array([1, 0]), np.array([0.5, 0.5])) == 0.5
@@ -37,7 +39,7 @@ def test_auc_of_one_class_is_nan() -> None:
     assert np.isnan(auc(np.ones(3), np.arange(3.0)))
 
 
-def test_gauc_weights_users_by_impressions_and_counts_those_left_out(clicks) -> None:
+def test_gauc_weights_users_by_impressions_and_counts_those_left_out(clicks: Clicks) -> None:
     user, label, score = clicks
     values, weights, left_out = [], [], 0
     for one in np.unique(user):
@@ -58,7 +60,7 @@ def test_gauc_without_a_user_of_both_classes_is_nan() -> None:
     assert found.users_left_out == 2
 
 
-def test_per_user_auc_equals_auc_of_each_user(clicks) -> None:
+def test_per_user_auc_equals_auc_of_each_user(clicks: Clicks) -> None:
     user, label, score = clicks
     users, values, _ = per_user_auc(user, label, score_N=score)
     expected = [auc(label[user == one], score[user == one]) for one in users]
@@ -81,14 +83,14 @@ def test_calibration_of_the_true_probability_is_near_perfect() -> None:
     assert calibration_curve(label, np.full(100_000, 0.9)).ece == pytest.approx(0.4, abs=0.01)
 
 
-def test_weighted_auc_equals_auc_of_repeated_impressions(clicks) -> None:
+def test_weighted_auc_equals_auc_of_repeated_impressions(clicks: Clicks) -> None:
     _, label, score = clicks
     times = np.random.default_rng(2).integers(3, size=len(label))
     expected = auc(np.repeat(label, times), np.repeat(score, times))
     assert WeightedAuc(label, score)(times) == pytest.approx(expected, abs=1e-12)
 
 
-def test_resampled_metrics_equal_metrics_of_the_drawn_users(clicks) -> None:
+def test_resampled_metrics_equal_metrics_of_the_drawn_users(clicks: Clicks) -> None:
     user, label, score = clicks
     masks = {"odd": user % 2 == 1}
     found = resampled_metrics(user, label, score_N=score, masks=masks, num_resamples=10)
