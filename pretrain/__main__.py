@@ -1,6 +1,12 @@
 """The way in: `python -m pretrain`."""
 
-from pretrain.cli import main
+import sys
+
+from pretrain import stop_flag
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["fit"]:
+        stop_flag.listen()  # the imports take half a minute, and a signal in them must not kill us
+    from pretrain.cli import main
+
     main()

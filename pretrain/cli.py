@@ -58,11 +58,15 @@ def parse_run(args: list[str], *, command: str) -> PretrainCLI:
 def fit(args: list[str]) -> None:
     """Train, from `checkpoints/last` of the run folder where there is one."""
     cli = parse_run(args, command="fit")
+    from pretrain.export import check_same_run
+
     # Whatever is wrong with the data is said here, before any process group starts.
     cli.datamodule.prepare(towers=cli.model.encoders.towers, user=cli.model.encoders.user)
     # The checkpoint is of the run's own folder, and a ZeRO or Lightning checkpoint holds more
     # than tensors; nothing that was handed over is ever loaded this way.
     checkpoint = cli.run_config.newest_checkpoint()
+    if checkpoint is not None:
+        check_same_run(cli.run_config.dir, cli.model.encoders, dataset=cli.datamodule.dataset)
     cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=False)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments import SLURMEnvironment
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from pretrain.data import PretrainData
@@ -29,7 +30,8 @@ class PretrainCLI(LightningCLI):
             run=False,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={"prog": f"python -m pretrain {command}"},
+            auto_configure_optimizers=False,
+            parser_kwargs={"prog": f"python -m pretrain {command}", "allow_abbrev": False},
             trainer_defaults={
                 **launched_processes(),
                 "num_sanity_val_steps": 0,
@@ -50,6 +52,10 @@ class PretrainCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:  # noqa: ANN401 - Lightning's own
         """A trainer whose folder, loggers and callbacks are the run's."""
         run = self.run_config
+        if SLURMEnvironment.detect():
+            # Lightning's own requeue saves inside the signal handler, and hung in 4 of 8 trials.
+            plugins = self._get(self.config_init, "trainer.plugins") or []
+            kwargs["plugins"] = [*plugins, SLURMEnvironment(auto_requeue=False)]
         given = self._get(self.config_init, "trainer.callbacks") or []
         return super().instantiate_trainer(
             default_root_dir=run.dir,

@@ -9,6 +9,7 @@ from typing import Literal
 from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
 
 from pretrain.stop import StopOnSignal
 
@@ -38,6 +39,8 @@ class RunConfig:
 
     def loggers(self) -> list[Logger]:
         """metrics.csv, and Weights & Biases."""
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            self._keep_earlier_curves()
         loggers: list[Logger] = [CSVLogger(self.dir, name="", version="")]
         if self.wandb != "off":
             self.dir.mkdir(parents=True, exist_ok=True)  # else wandb writes to a temporary folder
@@ -47,6 +50,12 @@ class RunConfig:
                 )
             )
         return loggers
+
+    def _keep_earlier_curves(self) -> None:
+        """Put an earlier life's metrics.csv aside; the logger would delete it."""
+        if (self.dir / "metrics.csv").exists():
+            number = len(list(self.dir.glob("metrics-*.csv"))) + 1
+            (self.dir / "metrics.csv").rename(self.dir / f"metrics-{number}.csv")
 
     def callbacks(self) -> list[Callback]:
         """Checkpoints, orderly stop, learning rate, progress bar."""

@@ -8,46 +8,34 @@ and the batch script requeues by the file REQUEUE. DONE, not an exit code, is th
 from __future__ import annotations
 
 import logging
-import signal
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 
+from pretrain import stop_flag
 from pretrain.collectives import sum_over_ranks
 
 log = logging.getLogger(__name__)
-
-STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 
 
 class StopOnSignal(pl.Callback):
     """Turns SIGUSR1 and SIGTERM into a checkpoint and an orderly end."""
 
     def __init__(self) -> None:
-        self.received: list[int] = []
         self.stopped = False
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received.append(number)
-
-    def listen(self) -> None:
-        """Take over both signals."""
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._note)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Listen from the start; the last run's files say nothing about this one."""
-        self.listen()
+        stop_flag.listen()
         if trainer.is_global_zero:
             for name in ("DONE", "REQUEUE"):
                 (Path(trainer.default_root_dir) / name).unlink(missing_ok=True)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen again: Lightning has set handlers of its own."""
-        self.listen()
+        stop_flag.listen()
 
     def on_train_batch_end(
         self,
@@ -58,7 +46,7 @@ class StopOnSignal(pl.Callback):
         batch_idx: int,
     ) -> None:
         """Agree with the other ranks; save and stop."""
-        asked = torch.tensor(float(bool(self.received)), device=pl_module.device)
+        asked = torch.tensor(float(bool(stop_flag.received)), device=pl_module.device)
         if self.stopped or not sum_over_ranks(asked):
             return
         self.stopped = True
@@ -70,8 +58,8 @@ class StopOnSignal(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write DONE or REQUEUE; a late signal must not fail a run that has finished."""
-        for number in STOP_SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
+        stop_flag.ignore()
+        stop_flag.received.clear()
         if trainer.is_global_zero:
             name = "REQUEUE" if self.stopped else "DONE"
             (Path(trainer.default_root_dir) / name).write_text(f"step {trainer.global_step}\n")
