@@ -7,21 +7,19 @@ Shapes: I items (one zero row more for no item), W width of a rung's item vector
 L history length, S similarities, D width of the released space, B impressions of a batch.
 """
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from data_prep.dataset import Dataset
 from finetune.data import CtrData, Impressions
+from finetune.embeddings import Embeddings
 from finetune.settings import InputConfig, Rung
 
 if TYPE_CHECKING:
@@ -32,59 +30,6 @@ logger = logging.getLogger(__name__)
 SIMILARITIES = ("user_to_item", "history_max_to_item", "history_mean_to_item")
 CHUNK_BYTES = 64 << 20
 """Most bytes of gathered history vectors held at once."""
-
-
-@dataclass(frozen=True)
-class Embeddings:
-    """What `python -m pretrain embed` wrote, checked against a dataset."""
-
-    dir: Path
-    newest_event: int
-    release_fingerprint: str
-    width: int
-
-    @staticmethod
-    def open(embeddings_dir: Path, dataset: Dataset) -> "Embeddings":
-        """Refuse a folder that is incomplete or of another dataset."""
-        path = embeddings_dir / "embeddings.json"
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{embeddings_dir}: found no embeddings.json, expected item vectors; "
-                "run python -m pretrain embed"
-            )
-        about = json.loads(path.read_text())
-        ids = pq.read_table(embeddings_dir / "items.parquet", columns=["item_id"])["item_id"]
-        if not ids.equals(dataset.items["item_id"]):
-            raise ValueError(
-                f"{embeddings_dir}: found vectors of {len(ids)} items that are not the "
-                f"{dataset.num_items} items of {dataset.dir}; "
-                "re-run python -m pretrain embed on this dataset"
-            )
-        return Embeddings(
-            embeddings_dir,
-            int(about["newest_event"]),
-            str(about["release_fingerprint"]),
-            int(about["width"]),
-        )
-
-    def item_vectors(self, column: str) -> Tensor:
-        """One vector an item in unit length, zero where missing; a zero row for no item, last."""
-        table = pq.read_table(self.dir / "items.parquet")
-        if column not in table.column_names:
-            raise ValueError(
-                f"{self.dir}/items.parquet: found columns {table.column_names}, expected "
-                f"{column}; re-run python -m pretrain embed"
-            )
-        array = table[column].combine_chunks()
-        flat = array.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-        width = array.type.list_size
-        if len(flat) != len(array) * width or not np.isfinite(flat).all():
-            raise ValueError(
-                f"{self.dir}/items.parquet: column {column} holds nulls or values that are not "
-                "finite, expected numbers; re-run python -m pretrain embed"
-            )
-        vectors = F.normalize(torch.from_numpy(flat.reshape(-1, width)), dim=1)
-        return torch.cat([vectors, torch.zeros(1, width)])
 
 
 @dataclass(frozen=True)

@@ -117,10 +117,13 @@ class FieldEmbedding(nn.Module):
         if self.pool_history:
             fields.append(_masked_mean(history_ids_BLO, mask_BL)[:, None])
         if self.has_content and batch.user_vector_BW is not None:
-            target_BO, history_BLO = self._project_items(batch.item_B, batch.history_BL)
+            if self.pool_history:  # no head looks at the history's content one by one
+                target_BO = self.item_content(self.item_IW[batch.item_B])
+            else:
+                target_BO, history_BLO = self._project_items(batch.item_B, batch.history_BL)
+                target_BH = torch.cat([target_BH, target_BO[:, : self.width]], dim=-1)
+                history_BLH = torch.cat([history_BLH, history_BLO[..., : self.width]], dim=-1)
             fields += [target_BO[:, None], self.user_content(batch.user_vector_BW)[:, None]]
-            target_BH = torch.cat([target_BH, target_BO[:, : self.width]], dim=-1)
-            history_BLH = torch.cat([history_BLH, history_BLO[..., : self.width]], dim=-1)
         fields_BFO = torch.cat(fields, dim=1)
         if self.first_order:
             first_order_B = self.bias + fields_BFO[..., -1].sum(1)

@@ -13,7 +13,7 @@ import yaml
 from data_prep.dataset import Dataset, open_dataset
 from finetune import plots, run_folder
 from finetune.compare import Comparison, compare
-from finetune.content import Embeddings
+from finetune.embeddings import Embeddings
 from finetune.report_page import PAGE
 from finetune.run_folder import Run
 from finetune.settings import ReportConfig
