@@ -36,8 +36,8 @@ class LossConfig:
     """Weight of picture-text InfoNCE; it has no effect unless both towers exist."""
 
     logq: float = 1.0
-    """Strength of the popularity correction: 1 learns preference beyond popularity, 0 leaves
-    in-batch popularity in the negatives."""
+    """Strength of the popularity correction: with 1 the score learns how likely a choice is,
+    popularity included; with 0, how much likelier than the item's popularity says."""
 
     def __post_init__(self) -> None:
         if self.user_item_weight < 0 or self.pair_weight < 0 or not 0 <= self.logq <= 1:
