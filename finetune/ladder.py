@@ -112,9 +112,10 @@ def table(comparison: Comparison) -> Table:
         title=f"Content ladder: mean ± std over seeds{reachable}",
         caption="Δ: difference to none with its 95 % interval over users, paired",
         box=box.SIMPLE_HEAD,
-        show_lines=False,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
-    drawn.add_column("rung", style="bold")
+    drawn.add_column("rung", style="bold", no_wrap=True)
     for heading in ("AUC", "Δ AUC", "AUC cold", "Δ AUC cold", "GAUC", "log loss"):
         drawn.add_column(heading, justify="right", no_wrap=True)
     for rung in comparison.rungs:
@@ -133,9 +134,9 @@ def table(comparison: Comparison) -> Table:
 
 def _two_lines(spread: Spread) -> str:
     """Mean over spread, so that the table fits a terminal of 80 columns."""
-    return f"{spread.mean:.4f}\n± {spread.std:.4f}"
+    return f"{spread.mean:.4f}\n±{spread.std:.4f}"
 
 
 def _gain(comparison: Comparison, rung: str, *, metric: str) -> str:
     one = comparison.differences.get(f"{rung}-none", {}).get(metric)
-    return f"{one.value:+.4f}\n{one.low:+.3f} … {one.high:+.3f}" if one else ""
+    return f"{one.value:+.4f}\n{one.low:+.3f}…{one.high:+.3f}" if one else ""

@@ -140,8 +140,8 @@ def _page(
 def _ladder_text(comparison: Comparison) -> str:
     num_seeds = max(len(runs) for runs in comparison.runs.values())
     return (
-        f"Bars are 95 % intervals by drawing users again; dots beside them are the {num_seeds} "
-        "seeds. Every rung but “none” has the same architecture."
+        f"Bars are 95 % intervals by drawing users again; a dot beside them is a seed "
+        f"({num_seeds} here). Every rung but “none” has the same architecture."
     )
 
 

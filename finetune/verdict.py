@@ -50,12 +50,14 @@ def _gain(comparison: Comparison, metric: str, *, where: str) -> list[str]:
     sentence = f"{where}, aligned content {over_ids} over ids alone"
     spread = max(comparison.spreads[one][metric].std for one in ("aligned", "none"))
     num_seeds = len(comparison.runs["aligned"])
-    if is_clear(comparison, "aligned", "none", metric=metric):
-        sentence += f", outside the spread of {num_seeds} seeds ({spread:.3f})"
-    elif difference.excludes_zero:
-        sentence += f", but within the spread of {num_seeds} seeds ({spread:.3f})"
-    else:
+    if not difference.excludes_zero:
         sentence += ", which the interval over users cannot tell from nothing"
+    elif num_seeds == 1:
+        sentence += ", with one seed"
+    elif is_clear(comparison, "aligned", "none", metric=metric):
+        sentence += f", outside the spread of {num_seeds} seeds ({spread:.3f})"
+    else:
+        sentence += f", but within the spread of {num_seeds} seeds ({spread:.3f})"
     if "raw" in comparison.runs:
         over_raw = _phrase(comparison, "raw", metric=metric)
         clear = is_clear(comparison, "aligned", "raw", metric=metric)

@@ -1,0 +1,61 @@
+"""The verdict is read before the figures: it must say what they say, also when nothing helped."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from finetune.bootstrap import Interval
+from finetune.compare import COMPARED, Comparison, Spread
+from finetune.verdict import verdict
+
+
+def comparison(
+    gain: Interval, *, noise: float = 0.0, seeds: int = 3, std: float = 0.001, late: bool = False
+) -> Comparison:
+    run = SimpleNamespace(record={"provenance": {"look_ahead": late}})
+    rungs = ("none", "noise", "raw", "aligned")
+    spread = Spread([0.6 - std, 0.6, 0.6 + std][:seeds])
+    change = Interval(noise, noise - 0.001, noise + 0.001)
+    gains = {"aligned-none": gain, "aligned-raw": gain, "noise-none": change, "raw-none": change}
+    return Comparison(
+        runs={rung: [run] * seeds for rung in rungs},
+        spreads={rung: dict.fromkeys(COMPARED, spread) for rung in rungs},
+        intervals={},
+        differences={pair: dict.fromkeys(COMPARED, one) for pair, one in gains.items()},
+        counts={},
+        best_reachable={},
+    )
+
+
+CLEAR = Interval(0.05, 0.04, 0.06)
+
+
+def text(**changes: object) -> str:
+    return " ".join(verdict(comparison(**({"gain": CLEAR} | changes))))
+
+
+def test_a_clear_gain_is_told_with_its_interval_and_spread() -> None:
+    found = text()
+    assert "On cold items, aligned content gains 0.050 AUC" in found
+    assert "+0.040 to +0.060" in found
+    assert "outside the spread of 3 seeds (0.001)" in found
+
+
+def test_a_loss_is_called_a_loss() -> None:
+    assert "loses 0.050 AUC" in text(gain=Interval(-0.05, -0.06, -0.04))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"gain": Interval(0.01, -0.01, 0.03)}, "cannot tell from nothing"),
+        ({"std": 0.2}, "but within the spread of 3 seeds"),
+        ({"seeds": 1}, "With 1 seed a rung"),
+        ({"noise": 0.02}, "Warning: random vectors also gain"),
+        ({"noise": -0.02}, "the extra weights alone gain nothing"),
+        ({"late": True}, "its gains are not evidence"),
+        ({"gain": Interval(float("nan"), 0, 0)}, "the AUC does not exist"),
+    ],
+)
+def test_the_verdict_says_what_is_against_it(changes: dict[str, object], words: str) -> None:
+    assert words in text(**changes)
