@@ -32,7 +32,7 @@ demo: .venv/towers  ## toy data -> shards -> ZeRO-2 on 2 processes -> release ->
 	$(TORCHRUN) -m pretrain fit --config configs/toy/demo.yaml --config configs/zero2.yaml
 	$(PY) -m pretrain export --run_dir runs/demo/pretrain --out_dir runs/demo/released --dataset_dir data/toy/dataset
 	$(PY) -m pretrain embed --released runs/demo/released --dataset_dir data/toy/dataset --features_dir runs/demo/features --out_dir runs/demo/embeddings
-	OMP_NUM_THREADS=2 $(PY) -m finetune ladder --config configs/toy/ladder.yaml
+	$(PY) -m finetune ladder --config configs/toy/ladder.yaml
 
 films: .venv/towers  ## films with posters and texts, the last block of the protocol films-ctr
 	$(PY) -m data_prep shard --config configs/films/shard.yaml
@@ -40,7 +40,7 @@ films: .venv/towers  ## films with posters and texts, the last block of the prot
 	$(TORCHRUN) -m pretrain fit --config configs/films/pretrain.yaml --config configs/zero2.yaml
 	$(PY) -m pretrain export --run_dir runs/films/pretrain --out_dir runs/films/released --dataset_dir data/films/dataset
 	$(PY) -m pretrain embed --released runs/films/released --dataset_dir data/films/dataset --features_dir runs/films/features --out_dir runs/films/embeddings
-	OMP_NUM_THREADS=2 $(PY) -m finetune ladder --config configs/films/ladder.yaml
+	$(PY) -m finetune ladder --config configs/films/ladder.yaml
 
 fashion: .venv/towers  ## the next purchase: our model and baselines under fashion-cold and fashion-all
 	$(PY) tests/bench/fashion.py --out_dir runs/fashion
