@@ -34,6 +34,13 @@ def positions_of(values: Tensor, *, rows_G: Tensor) -> Tensor:
     return torch.where(sorted_G[found] == values, order_G[found], -1)
 
 
+def scaled_cosines(left_PD: Tensor, right_GD: Tensor, *, scale: Tensor) -> Tensor:
+    """[P, G] logits in float32 even under autocast: bf16 has 3 digits, a scale of 100 eats 2."""
+    with torch.autocast(left_PD.device.type, enabled=False):
+        logits_PG: Tensor = scale.float() * left_PD.float() @ right_GD.float().T
+    return logits_PG
+
+
 def user_item_losses(
     query_PD: Tensor,
     candidate_GD: Tensor,
@@ -57,7 +64,7 @@ def user_item_losses(
     Returns:
         One loss a query, [P].
     """
-    logits_PG = scale * query_PD.float() @ candidate_GD.float().T - log_q_G
+    logits_PG = scaled_cosines(query_PD, candidate_GD, scale=scale) - log_q_G
     target_P1 = target_P[:, None]
     excluded_PG = excluded_PG.scatter(1, target_P1, False)
     logits_PG = logits_PG.masked_fill(excluded_PG, float("-inf"))
@@ -86,8 +93,8 @@ def pair_losses(
     Returns:
         One loss an item, [P]: the mean of the two directions.
     """
-    left_PG = scale * left_PD.float() @ right_GD.float().T
-    right_PG = scale * right_PD.float() @ left_GD.float().T
+    left_PG = scaled_cosines(left_PD, right_GD, scale=scale)
+    right_PG = scaled_cosines(right_PD, left_GD, scale=scale)
     forward_P = torch.nn.functional.cross_entropy(left_PG, own_P, reduction="none")
     backward_P = torch.nn.functional.cross_entropy(right_PG, own_P, reduction="none")
     return (forward_P + backward_P) / 2

@@ -114,17 +114,23 @@ class PretrainModule(pl.LightningModule):
         assert self.item_probability_N is not None
         self.item_probability_N = self.item_probability_N.to(self.device)
         step = self.current_epoch * self.data.steps_per_epoch + batch_idx
-        result = objective(
-            self.model,
-            batch,
-            config=self.loss_config,
-            item_probability_N=self.item_probability_N,
-            step=step,
-        )
+        with self.autocast():
+            result = objective(
+                self.model,
+                batch,
+                config=self.loss_config,
+                item_probability_N=self.item_probability_N,
+                step=step,
+            )
         self.log("train/loss", result.loss, prog_bar=True, batch_size=1)
         for name, value in result.report.items():
             self.log(f"train/{name}", value.float(), batch_size=1)
         return result.loss
+
+    def autocast(self) -> torch.autocast:
+        """bf16 for matrix products where the trainer asks for `bf16-mixed`, under ZeRO too."""
+        enabled = self.trainer.precision == "bf16-mixed"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, warm-up and cosine over the steps of the whole run."""
@@ -175,7 +181,8 @@ class PretrainModule(pl.LightningModule):
         for start in range(0, share, CATALOGUE_CHUNK):
             batch = items.load(padded[start : start + CATALOGUE_CHUNK])
             batch = self.transfer_batch_to_device(batch, self.device, 0)
-            vectors = self.model.item_encoder(batch)
+            with self.autocast():
+                vectors = self.model.item_encoder(batch)
             parts.append(torch.cat(self.model.encode_items(vectors, batch.rows_n), dim=1))
         both = gather_rows(torch.cat(parts), counts=[share] * world_size())
         # Rank r holds rows r, r + R, …: put them back in order.
@@ -186,9 +193,10 @@ class PretrainModule(pl.LightningModule):
     def validation_step(self, batch: QueryBatch, batch_idx: int) -> None:
         """Rank every query's item among the whole catalogue."""
         assert self.model is not None
-        states_BSD = self.model.encode_histories(
-            self._event_ND, history_BL=batch.history_BL, times_BL=batch.times_BL
-        )
+        with self.autocast():
+            states_BSD = self.model.encode_histories(
+                self._event_ND, history_BL=batch.history_BL, times_BL=batch.times_BL
+            )
         length_B = (batch.history_BL >= 0).sum(1)
         user_BD = states_BSD[torch.arange(len(length_B), device=self.device), length_B]
         real_B = batch.targets_B >= 0

@@ -117,7 +117,7 @@ class OpenClipImage(Backbone):
 
     def forward(self, **inputs: Tensor) -> Tensor:
         """`pixels` [n, 3, H, W] uint8 → [n, F]."""
-        pixels = inputs["pixels"].to(self.mean.dtype) / 255
+        pixels = inputs["pixels"].float() / 255
         features: Tensor = self.tower((pixels - self.mean) / self.std)
         return features
 
@@ -151,6 +151,8 @@ class TransformersText(Backbone):
     def __init__(self, model: Any) -> None:  # noqa: ANN401 - any transformers model
         super().__init__()
         self.model = model
+        if getattr(model, "pooler", None) is not None:
+            model.pooler = None  # ours is the mean; a head without gradient stops DDP
         self.width = model.config.hidden_size
 
     def forward(self, **inputs: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ overrides a laptop and CI exercise the same engine, partitioning and checkpoints
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -54,6 +56,25 @@ class ZeroStrategy(DeepSpeedStrategy):
         assert self.accelerator is not None
         self.accelerator.setup_device(torch.device("cpu"))
         self.setup_distributed()
+
+    @contextmanager
+    def model_sharded_context(self) -> Iterator[None]:
+        """Build the model whole on every rank; ZeRO-3 partitions it when the engine starts.
+
+        Under Lightning's `deepspeed.zero.Init` a parameter is empty as soon as it is made, and
+        neither towers that initialise themselves nor loaded weights can be written into it.
+        """
+        self._init_config_if_needed()
+        yield
+
+    def _format_config(self) -> None:
+        """Keep float32 parameters under `bf16-mixed`; the module runs under autocast instead.
+
+        DeepSpeed's own bf16 casts every parameter, which towers that mix types do not survive.
+        """
+        super()._format_config()
+        if self.precision_plugin.precision == "bf16-mixed" and isinstance(self.config, dict):
+            self.config["bf16"] = {"enabled": False}
 
     def setup_distributed(self) -> None:
         """Start the process group; on CPU without Lightning's look at CUDA device indices."""
