@@ -86,7 +86,7 @@ def read_weights(checkpoint: Path) -> dict[str, Tensor]:
     else:
         state = torch.load(checkpoint, weights_only=True, map_location="cpu")["state_dict"]
     return {
-        name.removeprefix("model."): tensor.float().contiguous().clone()
+        name.removeprefix("model."): tensor.detach().float().contiguous().clone()
         for name, tensor in state.items()
         if name.startswith("model.")
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
@@ -12,6 +12,8 @@ from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from pretrain.stop import StopOnSignal
+
+LAST = "last.ckpt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,7 @@ class RunConfig:
     """What the best checkpoint is chosen by, higher is better; null keeps only the last."""
 
     checkpoint_steps: int | None = None
-    """Save `last` every so many optimizer steps too; null saves after validation only."""
+    """Save `last` every so many optimizer steps too; null saves after each epoch only."""
 
     progress_bar: bool = True
     """Show a progress bar."""
@@ -60,31 +62,28 @@ class RunConfig:
     def callbacks(self) -> list[Callback]:
         """Checkpoints, orderly stop, learning rate, progress bar."""
         folder = self.dir / "checkpoints"
-        callbacks: list[Callback] = [
-            StopOnSignal(),
-            LearningRateMonitor(),
-            ModelCheckpoint(
+        callbacks: list[Callback] = [StopOnSignal(folder / LAST), LearningRateMonitor()]
+        if self.monitor is not None:
+            best = ModelCheckpoint(
                 folder,
-                filename="best-{step}" if self.monitor else "newest-{step}",
+                filename="best-{step}",
                 monitor=self.monitor,
                 mode="max",
-                save_last=True,
                 auto_insert_metric_name=False,
-            ),
-        ]
-        if self.checkpoint_steps is not None:
-            callbacks.append(
-                ModelCheckpoint(
-                    folder,
-                    filename="last",
-                    every_n_train_steps=self.checkpoint_steps,
-                    enable_version_counter=False,
-                )
             )
+            callbacks.append(best)
+        # Apart from the best: its own `save_last` writes only when the best is written.
+        callbacks.append(self._last(folder, every_n_epochs=1, save_on_train_epoch_end=True))
+        if self.checkpoint_steps is not None:
+            callbacks.append(self._last(folder, every_n_train_steps=self.checkpoint_steps))
         return [*callbacks, RichProgressBar()] if self.progress_bar else callbacks
+
+    @staticmethod
+    def _last(folder: Path, **when: Any) -> ModelCheckpoint:  # noqa: ANN401 - Lightning's own
+        name = LAST.removesuffix(".ckpt")
+        return ModelCheckpoint(folder, filename=name, enable_version_counter=False, **when)
 
     def newest_checkpoint(self) -> Path | None:
         """`last` of this run, if it is being continued."""
-        folder = self.dir / "checkpoints"
-        found = sorted(folder.glob("last*.ckpt"), key=lambda path: path.stat().st_mtime)
-        return found[-1] if found else None
+        path = self.dir / "checkpoints" / LAST
+        return path if path.exists() else None

@@ -23,7 +23,9 @@ log = logging.getLogger(__name__)
 class StopOnSignal(pl.Callback):
     """Turns SIGUSR1 and SIGTERM into a checkpoint and an orderly end."""
 
-    def __init__(self) -> None:
+    def __init__(self, checkpoint: Path) -> None:
+        """Save here when asked to stop."""
+        self.checkpoint = checkpoint
         self.stopped = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -50,9 +52,7 @@ class StopOnSignal(pl.Callback):
         if self.stopped or not sum_over_ranks(asked):
             return
         self.stopped = True
-        checkpoint = trainer.checkpoint_callback
-        assert isinstance(checkpoint, pl.callbacks.ModelCheckpoint)
-        checkpoint._save_last_checkpoint(trainer, checkpoint._monitor_candidates(trainer))
+        trainer.save_checkpoint(self.checkpoint)
         log.warning("asked to stop: saved at step %d", trainer.global_step)
         trainer.should_stop = True
 
