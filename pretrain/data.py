@@ -183,8 +183,10 @@ class EpochSteps(Sampler[tuple[int, int]]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
+        # Lazy: after a resume Lightning takes the iterator before it says which epoch it is for.
         start, self.start = self.start, 0
-        return iter([(self.epoch, step) for step in range(start, self.num_steps)])
+        for step in range(start, self.num_steps):
+            yield self.epoch, step
 
     def __len__(self) -> int:
         # The whole epoch, also after a resume: Lightning compares its own batch number with it.

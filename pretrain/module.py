@@ -155,9 +155,12 @@ class PretrainModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the batch after the last one that was finished."""
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
-        done = int(progress["completed"])
-        self.data.start_step = done % self.data.steps_per_epoch
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        # A checkpoint of a batch's end is written when its batch is processed, but not yet counted
+        # as completed: Lightning would take it for one batch less than the optimizer has seen.
+        for counts in progress["current"], progress["total"]:
+            counts["completed"] = counts["processed"]
+        self.data.start_step = progress["current"]["completed"] % self.data.steps_per_epoch
 
     # ------------------------------------------------------------------ validation
     def on_validation_epoch_start(self) -> None:

@@ -53,6 +53,11 @@ class StopOnSignal(pl.Callback):
             return
         self.stopped = True
         trainer.save_checkpoint(self.checkpoint)
+        # Lightning now ends the epoch early and would save it once more, as if it were complete.
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        trainer.callbacks = [  # type: ignore[attr-defined]
+            one for one in callbacks if not isinstance(one, pl.callbacks.ModelCheckpoint)
+        ]
         log.warning("asked to stop: saved at step %d", trainer.global_step)
         trainer.should_stop = True
 

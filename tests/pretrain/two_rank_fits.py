@@ -18,7 +18,7 @@ from pretrain.cli import parse_run
 
 SMALL = """
 --config configs/toy/pretrain.yaml --run.wandb off --run.progress_bar false
---data.config.global_batch_size 40 --data.config.targets_per_sample 4
+--data.config.global_batch_size 64 --data.config.targets_per_sample 4
 --data.config.valid_queries 100 --model.encoders.dropout 0 --model.encoders.user.dropout 0
 --trainer.max_epochs 2 --trainer.log_every_n_steps 1 --trainer.accelerator cpu
 """.split()
