@@ -66,8 +66,10 @@ test-slurm: setup  ## a real two-node Slurm on this machine; installs Debian's p
 	tests/slurm/cluster.sh install
 	TRIPTYCH_SLURM=1 $(PY) -m pytest -m slurm tests/slurm
 
+# Benchmarks come with the issues that set their figures; each prints one JSON object at its end.
 bench: .venv/towers
-	for file in tests/bench/bench_*.py; do $(PY) $$file || exit 1; done
+	@echo "benchmarks: $(words $(wildcard tests/bench/bench_*.py))"
+	@for file in $(wildcard tests/bench/bench_*.py); do $(PY) $$file || exit 1; done
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

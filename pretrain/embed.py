@@ -17,8 +17,8 @@ from torch import Tensor
 
 from data_prep.dataset import Dataset, open_dataset
 from data_prep.records import replace_file
-from pretrain.data import ItemLoader
 from pretrain.feature_cache import FeatureCache
+from pretrain.item_loader import ItemLoader
 from pretrain.release import Release, load_released, raw_features
 from pretrain.towers import Backbone, build_backbone
 

@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data_prep.dataset import open_dataset
-from pretrain.data import DataConfig, ItemLoader, preprocessors_of, vector_widths_of
+from pretrain.data import DataConfig
 from pretrain.export import BACKBONES_FILE
 from pretrain.feature_cache import INDEX_FILE, FeatureCache
+from pretrain.item_loader import ItemLoader, preprocessors_of, vector_widths_of
 from pretrain.model import ModelConfig
 from pretrain.towers import build_backbone
 

@@ -16,10 +16,11 @@ from torch import Tensor
 from data_prep.records import replace_file
 from pretrain.batch import Batch, QueryBatch
 from pretrain.collectives import gather_rows, rank, sum_over_ranks, world_size
-from pretrain.data import ItemLoader, PretrainData, vector_widths_of
+from pretrain.data import PretrainData
 from pretrain.export import BACKBONES_FILE, RUN_FILE, describe_run
 from pretrain.feature_cache import saved_architectures
 from pretrain.item_encoder import Adapter
+from pretrain.item_loader import ItemLoader, vector_widths_of
 from pretrain.metrics import ndcg_at_k, recall_at_k, target_ranks
 from pretrain.model import ModelConfig, TwoSpaceModel
 from pretrain.objective import LossConfig, objective
