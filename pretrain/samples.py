@@ -7,6 +7,7 @@ same run on another number of ranks sees the same global batches.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -57,9 +58,12 @@ def cut_windows(log: EventLog, *, length: int, order: Literal["time", "set"]) ->
     return Windows(starts[keep], ends[keep], first_targets[keep])
 
 
+@lru_cache(maxsize=1)
 def epoch_order(num_samples: int, *, seed: int, epoch: int) -> Int64:
-    """The order of an epoch."""
-    return np.random.default_rng([seed, epoch, 0]).permutation(num_samples)
+    """The order of an epoch; kept, since every step of the epoch asks for it."""
+    order = np.random.default_rng([seed, epoch, 0]).permutation(num_samples)
+    order.flags.writeable = False
+    return order
 
 
 def global_batch(
