@@ -97,16 +97,9 @@ def read_users(
 
 def _content_columns(source: Source, columns: ItemColumns) -> dict[str, "ir.Value"]:
     content: dict[str, ir.Value] = {}
-    if columns.image is not None:
-        image = source.column(columns.image, setting="image")
-        kind = image.type()
-        wanted = "bytes, as image_dir is not set" if columns.image_dir is None else "paths"
-        if not (kind.is_binary() if columns.image_dir is None else kind.is_string()):
-            raise ValueError(
-                f"{source.path}: column {columns.image!r} holds {kind}, expected {wanted}; "
-                "correct items.image or items.image_dir"
-            )
-        content["image"] = image
+    for media in ("image", "frames", "sound"):
+        if (name := getattr(columns, media)) is not None:
+            content[media] = _media_column(source, name, setting=media)
     for name in columns.texts:
         text = source.column(name, setting="texts")
         if text.type().is_nested() or text.type().is_binary():
@@ -124,6 +117,21 @@ def _content_columns(source: Source, columns: ItemColumns) -> dict[str, "ir.Valu
             )
         content[f"vector_{name}"] = vector.cast("array<float32>")
     return content
+
+
+def _media_column(source: Source, name: str, *, setting: str) -> "ir.Value":
+    """A column of bytes, paths or URLs; `frames` are lists of these."""
+    column = source.column(name, setting=setting)
+    kind = column.type()
+    wanted = "bytes, paths or URLs"
+    if setting == "frames":
+        wanted, kind = f"lists of {wanted}", kind.value_type if kind.is_array() else None
+    if kind is None or not (kind.is_binary() or kind.is_string()):
+        raise ValueError(
+            f"{source.path}: column {name!r} holds {column.type()}, expected {wanted}; "
+            f"correct items.{setting}"
+        )
+    return column
 
 
 def _vector_width(source: Source, column: str, *, name: str) -> int:

@@ -54,9 +54,17 @@ class ItemColumns:
     item: str = "item_id"
     """Column of item ids, integers or text, each once."""
     image: str | None = None
-    """Column of pictures: their bytes, or paths of files under `image_dir`."""
+    """Column of pictures: their bytes, paths of files under `image_dir`, or URLs (http, s3, …)."""
     image_dir: str | None = None
-    """Folder of the picture files; null: the column holds bytes."""
+    """Folder or URL that the paths are relative to; null: the column holds bytes or URLs."""
+    frames: str | None = None
+    """Column of lists of pictures, such as the frames of a video, as in `image`."""
+    frames_dir: str | None = None
+    """As `image_dir`."""
+    sound: str | None = None
+    """Column of sound clips (WAV, FLAC, Ogg, MP3): bytes, paths or URLs, as in `image`."""
+    sound_dir: str | None = None
+    """As `image_dir`."""
     texts: list[str] = field(default_factory=list)
     """Text columns, each kept as a field of its own."""
     vectors: dict[str, str] = field(default_factory=dict)

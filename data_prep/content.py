@@ -1,7 +1,11 @@
-"""Random access to item content through the sidecar indexes of `items/*.tar`."""
+"""Random access to item content through the sidecar indexes of `items/*.tar`.
+
+Shapes: n items asked for, I items of a tar, M members of a tar.
+"""
 
 import mmap
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +13,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_prep.records import ItemRecord, decode_item, item_index, item_tar
+from data_prep.arrow_files import map_arrow
+from data_prep.folders import Folder
+from data_prep.records import (
+    IMAGE_MEMBER,
+    JSON_MEMBER,
+    ItemRecord,
+    decode_item,
+    item_index,
+    item_tar,
+    token_file,
+)
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -17,21 +31,52 @@ INDEX_SCHEMA = pa.schema(
         pa.field("member", pa.string()),
         pa.field("offset", pa.int64()),
         pa.field("size", pa.int64()),
-        pa.field("crc32", pa.uint32()),
+        pa.field("hash", pa.uint64()),
     ]
 )
-"""Payload offset and size in the tar; the checksum lets `verify` name a damaged item."""
+"""Payload offset and size in the tar; the hash (XXH3) lets `verify` name a damaged item."""
+
+
+READ_AHEAD_BYTES = 1 << 20
+"""The kernel takes no more than this of one piece of advice."""
 
 
 @dataclass(frozen=True)
 class _OpenShard:
     """One tar and its index, mapped into memory."""
 
-    payload: mmap.mmap
+    payload: memoryview
+    first_row: int
     item_rows: NDArray[np.int32]
     members: Any
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
+    spans: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    """Member name to its [begin, end) of every item of the tar, (0, 0) where it is absent."""
+
+    def span(self, member: str, item_row: int) -> tuple[int, int]:
+        """Where one item's member lies; found for the whole tar when first asked for."""
+        if member not in self.spans:
+            self.spans[member] = self._find(member)
+        return self.spans[member][item_row - self.first_row]
+
+    def _find(self, member: str) -> list[tuple[int, int]]:
+        import pyarrow.compute as pc
+
+        places = np.flatnonzero(pc.equal(self.members, member).to_numpy(zero_copy_only=False))
+        spans = np.zeros((int(self.item_rows[-1]) - self.first_row + 1, 2), np.int64)
+        local = self.item_rows[places] - self.first_row
+        spans[local, 0] = self.offsets[places]
+        spans[local, 1] = self.offsets[places] + self.sizes[places]
+        return [(begin, end) for begin, end in spans.tolist()]
+
+
+@dataclass(frozen=True)
+class _OpenTokens:
+    """One tar's token ids, mapped into memory."""
+
+    offsets: NDArray[np.int32]
+    values: NDArray[np.unsignedinteger[Any]]
 
 
 class ItemContent:
@@ -40,17 +85,18 @@ class ItemContent:
     It can be pickled and forked: a copy in another process maps the shards anew.
     """
 
-    def __init__(self, dataset_dir: Path, *, num_items: int, items_per_shard: int) -> None:
-        self.dataset_dir = Path(dataset_dir)
+    def __init__(self, folder: Folder, *, num_items: int, items_per_shard: int) -> None:
+        self.folder = folder
         self.num_items = num_items
         self.items_per_shard = items_per_shard
         self._shards: dict[int, _OpenShard] = {}
+        self._tokens: dict[int, _OpenTokens] = {}
 
     def __len__(self) -> int:
         return self.num_items
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_shards": {}}
+        return {**self.__dict__, "_shards": {}, "_tokens": {}}
 
     def read(self, item_row: int) -> ItemRecord:
         """The content of the item in this row."""
@@ -58,39 +104,85 @@ class ItemContent:
 
     def members(self, item_row: int) -> dict[str, bytes]:
         """The item's tar members as they were written, by name without the key."""
-        item_row = int(item_row)
-        if not 0 <= item_row < self.num_items:
-            raise IndexError(f"item row {item_row}: expected one in 0..{self.num_items - 1}")
-        shard = self._shard(item_row // self.items_per_shard)
+        shard = self._shard_of(item_row)
         begin, end = np.searchsorted(shard.item_rows, [item_row, item_row + 1])
         return {
-            shard.members[i].as_py(): shard.payload[
-                int(shard.offsets[i]) : int(shard.offsets[i] + shard.sizes[i])
-            ]
+            shard.members[i].as_py(): bytes(
+                shard.payload[int(shard.offsets[i]) : int(shard.offsets[i] + shard.sizes[i])]
+            )
             for i in range(begin, end)
         }
 
-    def _shard(self, number: int) -> _OpenShard:
-        if number not in self._shards:
-            with (self.dataset_dir / item_tar(number)).open("rb") as file:
-                payload = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            index = read_index(self.dataset_dir / item_index(number))
-            self._shards[number] = _OpenShard(
-                payload=payload,
-                item_rows=index["item_row"].chunk(0).to_numpy(),
-                members=index["member"].chunk(0),
-                offsets=index["offset"].chunk(0).to_numpy(),
-                sizes=index["size"].chunk(0).to_numpy(),
-            )
+    def image(self, item_row: int) -> memoryview | None:
+        """The item's JPEG, not copied; None where it has none."""
+        return self.member(IMAGE_MEMBER, item_row)
+
+    def json(self, item_row: int) -> memoryview | None:
+        """The item's texts, as JSON, not copied."""
+        return self.member(JSON_MEMBER, item_row)
+
+    def tokens(
+        self, item_rows: Sequence[int], *, length: int, padding: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Token ids of items' texts as they were made at shard time.
+
+        Args:
+            item_rows: [n]
+            length: width of the result; longer texts were cut when the ids were made.
+            padding: fills the places after the last id.
+
+        Returns:
+            Ids [n, length], and how many each text has [n]: 0 where there is no text.
+        """
+        ids = np.full((len(item_rows), length), padding, np.int64)
+        counts = np.zeros(len(item_rows), np.int64)
+        for place, item_row in enumerate(item_rows):
+            shard, local = divmod(item_row, self.items_per_shard)
+            stored = self._tokens.get(shard) or self._open_tokens(shard)
+            found = stored.values[stored.offsets[local] : stored.offsets[local + 1]]
+            ids[place, : len(found)] = found
+            counts[place] = len(found)
+        return ids, counts
+
+    def member(self, member: str, item_row: int) -> memoryview | None:
+        """One member of the item, not copied; None where it has none."""
+        shard = self._shard_of(item_row)
+        begin, end = shard.span(member, item_row)
+        return shard.payload[begin:end] if end else None
+
+    def _shard_of(self, item_row: int) -> _OpenShard:
+        if not 0 <= item_row < self.num_items:
+            raise IndexError(f"item row {item_row}: expected one in 0..{self.num_items - 1}")
+        number = int(item_row) // self.items_per_shard
+        return self._shards.get(number) or self._open_shard(number)
+
+    def _open_shard(self, number: int) -> _OpenShard:
+        with self.folder.path(item_tar(number)).open("rb") as file:
+            payload = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        # A tar is wanted whole in the end: long reads now spare a slow disk a seek for each item.
+        for start in range(0, len(payload), READ_AHEAD_BYTES):
+            payload.madvise(mmap.MADV_WILLNEED, start, min(READ_AHEAD_BYTES, len(payload) - start))
+        index = read_index(self.folder.path(item_index(number)))
+        self._shards[number] = _OpenShard(
+            payload=memoryview(payload),
+            first_row=number * self.items_per_shard,
+            item_rows=index["item_row"].chunk(0).to_numpy(),
+            members=index["member"].chunk(0),
+            offsets=index["offset"].chunk(0).to_numpy(),
+            sizes=index["size"].chunk(0).to_numpy(),
+        )
         return self._shards[number]
+
+    def _open_tokens(self, number: int) -> _OpenTokens:
+        path = self.folder.path(token_file(number))
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        lists = table["tokens"].chunk(0)
+        self._tokens[number] = _OpenTokens(
+            lists.offsets.to_numpy(), lists.values.to_numpy(zero_copy_only=False)
+        )
+        return self._tokens[number]
 
 
 def read_index(path: Path) -> pa.Table:
     """Map a sidecar index into memory; its columns have one chunk each."""
-    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    if table.schema != INDEX_SCHEMA:
-        raise ValueError(
-            f"{path}: found columns {table.schema.names}, expected {INDEX_SCHEMA.names}; "
-            "re-run python -m data_prep shard"
-        )
-    return table
+    return map_arrow(path, INDEX_SCHEMA, again="python -m data_prep shard")

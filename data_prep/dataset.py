@@ -2,6 +2,7 @@
 
 import tarfile
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from data_prep.content import ItemContent
 from data_prep.events import EventLog
+from data_prep.folders import Folder, open_folder
 from data_prep.manifest import Manifest
 from data_prep.records import (
     ITEMS_FILE,
@@ -29,12 +31,17 @@ from data_prep.records import (
 class Dataset:
     """The catalogue in memory, and readers for the rest."""
 
-    dir: Path
+    folder: Folder
     manifest: Manifest
     items: pa.Table
     """Row i is the item in row i."""
     users: pa.Table
     """Row u is the user in row u."""
+
+    @property
+    def dir(self) -> Path:
+        """The dataset folder, or the local cache of one behind a URL."""
+        return self.folder.dir
 
     @property
     def num_items(self) -> int:
@@ -48,10 +55,12 @@ class Dataset:
 
     def events(self) -> EventLog:
         """Read the whole event log."""
-        paths = sorted((self.dir / "users").glob("*.tar"))
+        names = sorted(
+            file.path for file in self.manifest.files if fnmatch(file.path, "users/*.tar")
+        )
         columns: dict[str, list[NDArray[np.generic]]] = {}
-        for path in paths:
-            with tarfile.open(path, "r:") as tar:
+        for name in names:
+            with tarfile.open(self.folder.path(name), "r:") as tar:
                 for member in tar:
                     file = tar.extractfile(member)
                     assert file is not None
@@ -60,7 +69,7 @@ class Dataset:
         if sum(map(len, columns["users.npy"])) != self.num_users:
             raise ValueError(
                 f"{self.dir}/users: found {sum(map(len, columns['users.npy']))} users in "
-                f"{len(paths)} tars, expected {self.num_users} as in {USERS_FILE}; "
+                f"{len(names)} tars, expected {self.num_users} as in {USERS_FILE}; "
                 "run python -m data_prep verify"
             )
         lengths = np.concatenate([np.diff(offsets) for offsets in columns["offsets.npy"]])
@@ -80,7 +89,7 @@ class Dataset:
     def content(self) -> ItemContent:
         """Random access to the items' pictures, texts and vectors."""
         return ItemContent(
-            self.dir,
+            self.folder,
             num_items=self.num_items,
             items_per_shard=self.manifest.counts["items_per_shard"],
         )
@@ -89,22 +98,21 @@ class Dataset:
         """One split's impressions, ordered by time, user row and item row."""
         if split not in SPLITS:
             raise ValueError(f"split: found {split!r}, expected one of {SPLITS}")
-        path = self.dir / impressions_file(split)
-        if not path.is_file():
+        name = impressions_file(split)
+        if all(file.path != name for file in self.manifest.files):
             raise FileNotFoundError(
-                f"{self.dir}: found no impressions ({impressions_file(split)}); map an "
+                f"{self.dir}: found no impressions ({name}); map an "
                 "`impressions` table in the settings of python -m data_prep shard"
             )
-        return pq.read_table(path)
+        return pq.read_table(self.folder.path(name))
 
 
-def open_dataset(dataset_dir: Path) -> Dataset:
-    """Open a complete dataset folder."""
-    dataset_dir = Path(dataset_dir)
-    manifest = Manifest.load(dataset_dir)
+def open_dataset(dataset_dir: Path | str) -> Dataset:
+    """Open a complete dataset folder: a local one, or one behind a URL through a local cache."""
+    folder, manifest = open_folder(dataset_dir)
     return Dataset(
-        dir=dataset_dir,
+        folder=folder,
         manifest=manifest,
-        items=pq.read_table(dataset_dir / ITEMS_FILE),
-        users=pq.read_table(dataset_dir / USERS_FILE),
+        items=pq.read_table(folder.path(ITEMS_FILE)),
+        users=pq.read_table(folder.path(USERS_FILE)),
     )

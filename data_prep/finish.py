@@ -34,9 +34,10 @@ def write_manifest(config: ShardConfig, *, keep_work: bool) -> Manifest:
     receipts = _collect_receipts(config, work, report)
     presence = _read_presence(work, num_shards=len(plan_item_shards(config, report)))
     items = pq.read_table(work.items)
-    columns = [name for name in presence.column_names if name.startswith("has_")]
-    for place, name in enumerate(columns, start=2):
+    facts = [name for name in presence.column_names if name not in ("item_row", "cause")]
+    for place, name in enumerate(facts, start=2):
         items = items.add_column(place, name, presence[name])
+    columns = [name for name in facts if name.startswith("has_")]
     write_parquet([items], dataset_dir / ITEMS_FILE, schema=items.schema)
     shutil.copyfile(work.users, dataset_dir / USERS_FILE)
     _write_set_aside(presence, dataset_dir)
@@ -117,10 +118,17 @@ def _write_set_aside(presence: "pa.Table", dataset_dir: Path) -> None:
 
 def _modalities(config: ShardConfig, report: TablesReport) -> dict[str, dict[str, Any]]:
     modalities: dict[str, dict[str, Any]] = {}
+    short_side = {"short_side": config.pictures.short_side}
     if config.items.image is not None:
-        modalities["image"] = {"short_side": config.pictures.short_side}
+        modalities["image"] = short_side
+    if config.items.frames is not None:
+        modalities["frames"] = short_side | {"max_frames": config.pictures.max_frames}
+    if config.items.sound is not None:
+        modalities["sound"] = {"max_seconds": config.sounds.max_seconds}
     if config.items.texts:
         modalities["text"] = {"fields": config.items.texts}
+        if config.tokens is not None:
+            modalities["text"]["tokens"] = dataclasses.asdict(config.tokens)
     return modalities | {name: {"width": width} for name, width in report.vector_widths.items()}
 
 

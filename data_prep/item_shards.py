@@ -1,4 +1,4 @@
-"""The content step for items: pictures, texts and vectors to tars with a sidecar index.
+"""The content step for items: pictures, sound, texts and vectors to tars with a sidecar index.
 
 Tar k holds rows `k * items_per_shard` onwards, whoever writes it, so the bytes do not depend on
 the number of parts or workers.
@@ -7,27 +7,23 @@ the number of parts or workers.
 import dataclasses
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from data_prep.pictures import prepare_picture
+from data_prep.item_content import ContentReader
 from data_prep.records import (
-    ItemRecord,
     encode_item,
     item_index,
     item_key,
     item_tar,
     replace_file,
+    token_file,
 )
-from data_prep.settings import PictureConfig, ShardConfig, expand_path
-from data_prep.tars import MemberIndex, TarBuffer
-from data_prep.work import TablesReport, WorkFiles
-
-if TYPE_CHECKING:
-    pass
+from data_prep.settings import ShardConfig, expand_path
+from data_prep.tars import MemberIndex, TarWriter
+from data_prep.tokens import Tokens
+from data_prep.work import CONTENT_ROWS, TablesReport, WorkFiles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,64 +31,69 @@ class ItemShard:
     """What one tar's writer needs to know; it travels to worker processes."""
 
     number: int
+    first_row: int
+    num_rows: int
     dataset_dir: Path
-    image_dir: Path | None
-    pictures: PictureConfig
-    text_fields: list[str]
-    vector_widths: dict[str, int]
+    content: ContentReader
+    tokens: Tokens | None
 
 
 def plan_item_shards(config: ShardConfig, report: TablesReport) -> list[ItemShard]:
     """Every item tar of the dataset."""
-    num_shards = -(-report.counts["items"] // report.counts["items_per_shard"])
-    image_dir = config.items.image_dir
+    num_items, size = report.counts["items"], report.counts["items_per_shard"]
+    content = ContentReader(
+        items=config.items,
+        pictures=config.pictures,
+        sounds=config.sounds,
+        fetch=config.fetch,
+        text_fields=tuple(report.text_fields),
+        vector_widths=report.vector_widths,
+    )
+    tokens = Tokens.of(config.tokens, text_fields=report.text_fields) if config.tokens else None
+    dataset_dir = expand_path(config.dataset_dir, setting="dataset_dir")
     return [
         ItemShard(
             number=number,
-            dataset_dir=expand_path(config.dataset_dir, setting="dataset_dir"),
-            image_dir=expand_path(image_dir, setting="items.image_dir") if image_dir else None,
-            pictures=config.pictures,
-            text_fields=report.text_fields,
-            vector_widths=report.vector_widths,
+            first_row=first,
+            num_rows=min(size, num_items - first),
+            dataset_dir=dataset_dir,
+            content=content,
+            tokens=tokens,
         )
-        for number in range(num_shards)
+        for number, first in enumerate(range(0, num_items, size))
     ]
 
 
 def write_item_shard(shard: ItemShard) -> None:
-    """Write a tar, its index and its receipt; a tar with a receipt is kept."""
-    import pyarrow.parquet as pq
-
+    """Write a tar, its index, its token ids and its receipt; a tar with a receipt is kept."""
     work = WorkFiles(shard.dataset_dir)
     if is_finished(work.item_receipt(shard.number), shard.dataset_dir):
         return
-    rows = pq.ParquetFile(work.content).read_row_group(shard.number).to_pylist()
-    buffer = TarBuffer()
     causes: Counter[str] = Counter()
-    presence: dict[str, list[Any]] = {"item_row": [], "has_image": [], "has_text": []}
-    presence |= {f"has_{name}": [] for name in shard.vector_widths}
-    presence["cause"] = []
-    for row in rows:
-        record, found = _prepare(row, shard)
-        causes.update(found)
-        key = item_key(row["item_row"])
-        buffer.add(row["item_row"], key=key, members=encode_item(record, item_id=row["item_id"]))
-        presence["item_row"].append(row["item_row"])
-        presence["has_image"].append(record.image is not None)
-        presence["has_text"].append(bool(record.texts))
-        for name in shard.vector_widths:
-            presence[f"has_{name}"].append(name in record.vectors)
-        presence["cause"].append(", ".join(found) or None)
-    tar = buffer.write(shard.dataset_dir / item_tar(shard.number))
-    index = write_index(shard.dataset_dir / item_index(shard.number), buffer.index)
-    _write_presence(work.item_presence(shard.number), presence)
-    receipt = {
-        "files": [
-            {"path": item_tar(shard.number), **dataclasses.asdict(tar)},
-            {"path": item_index(shard.number), **index, "samples": len(buffer.index.members)},
-        ],
-        "quarantine": dict(sorted(causes.items())),
-    }
+    facts: dict[str, list[Any]] = {}
+    joined: list[str] = []
+    with TarWriter(shard.dataset_dir / item_tar(shard.number)) as tar:
+        for row, prepared in shard.content.read_all(_raw_rows(work, shard)):
+            item_row, record = row["item_row"], prepared.record
+            members = encode_item(record, item_id=row["item_id"])
+            tar.add(item_row, key=item_key(item_row), members=members)
+            causes.update(prepared.causes)
+            for name, value in ({"item_row": item_row} | prepared.facts()).items():
+                facts.setdefault(name, []).append(value)
+            if shard.tokens is not None:
+                joined.append(shard.tokens.join(record))
+    _write_presence(work.item_presence(shard.number), facts)
+    name = item_index(shard.number)
+    index = write_index(shard.dataset_dir / name, tar.index)
+    files = [
+        {"path": item_tar(shard.number), **dataclasses.asdict(tar.receipt)},
+        {"path": name, **index, "samples": len(tar.index.members)},
+    ]
+    if shard.tokens is not None:
+        name = token_file(shard.number)
+        written = shard.tokens.write(shard.dataset_dir / name, joined)
+        files.append({"path": name, **written, "samples": len(joined)})
+    receipt = {"files": files, "quarantine": dict(sorted(causes.items()))}
     replace_file(work.item_receipt(shard.number), json.dumps(receipt).encode())
 
 
@@ -109,74 +110,41 @@ def is_finished(receipt: Path, dataset_dir: Path) -> bool:
 
 def write_index(path: Path, index: MemberIndex) -> dict[str, Any]:
     """Write a sidecar index as an Arrow IPC file, to be mapped into memory."""
-    import hashlib
-
     import pyarrow as pa
 
+    from data_prep.arrow_files import write_arrow
     from data_prep.content import INDEX_SCHEMA
 
-    columns = [index.samples, index.members, index.offsets, index.sizes, index.crc32s]
+    columns = [index.samples, index.members, index.offsets, index.sizes, index.hashes]
     arrays = [
         pa.array(column, field.type) for column, field in zip(columns, INDEX_SCHEMA, strict=True)
     ]
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, INDEX_SCHEMA) as writer:
-        writer.write_batch(pa.record_batch(arrays, schema=INDEX_SCHEMA))
-    payload = sink.getvalue().to_pybytes()
-    replace_file(path, payload)
-    return {"bytes": len(payload), "sha256": hashlib.sha256(payload).hexdigest()}
+    return write_arrow(path, pa.record_batch(arrays, schema=INDEX_SCHEMA))
 
 
-def _prepare(row: dict[str, Any], shard: ItemShard) -> tuple[ItemRecord, list[str]]:
-    """One item's content, and the causes for which parts of it were set aside."""
-    causes: list[str] = []
-    image: bytes | None = None
-    if (payload := row.get("image")) is not None:
-        prepared = _picture(payload, shard)
-        if isinstance(prepared, bytes):
-            image = prepared
-        else:
-            causes.append(f"pictures/{prepared}")
-    texts = {
-        name: text
-        for name in shard.text_fields
-        if (text := row[f"text_{name}"]) is not None and text.strip()
-    }
-    vectors: dict[str, NDArray[np.float32]] = {}
-    for name, width in shard.vector_widths.items():
-        if (numbers := row[f"vector_{name}"]) is None:
-            continue
-        vector = np.array(numbers, dtype=np.float32)
-        if len(vector) != width:
-            causes.append(f"vectors/{name}_of_another_width")
-        elif not np.isfinite(vector).all():
-            causes.append(f"vectors/{name}_not_finite")
-        else:
-            vectors[name] = vector
-    return ItemRecord(image=image, texts=texts, vectors=vectors), causes
+def _raw_rows(work: WorkFiles, shard: ItemShard) -> Iterator[dict[str, Any]]:
+    """The shard's rows of the raw content, a row group in memory at a time."""
+    import pyarrow.parquet as pq
+
+    last_row = shard.first_row + shard.num_rows
+    with pq.ParquetFile(work.content) as file:
+        for group in range(shard.first_row // CONTENT_ROWS, -(-last_row // CONTENT_ROWS)):
+            for row in file.read_row_group(group).to_pylist():
+                if shard.first_row <= row["item_row"] < last_row:
+                    yield row
 
 
-def _picture(payload: bytes | str, shard: ItemShard) -> bytes | str:
-    """JPEG bytes, or a cause."""
-    if isinstance(payload, bytes):
-        return prepare_picture(payload, shard.pictures)
-    assert shard.image_dir is not None
-    path = shard.image_dir / payload
-    if not path.is_file():
-        return "file_missing"
-    return prepare_picture(path.read_bytes(), shard.pictures)
-
-
-def _write_presence(path: Path, presence: dict[str, list[Any]]) -> None:
+def _write_presence(path: Path, facts: dict[str, list[Any]]) -> None:
     import pyarrow as pa
 
     from data_prep.parquet_files import write_parquet
 
+    kinds = {"item_row": pa.int32(), "cause": pa.string()}
+    by_prefix = {"has": pa.bool_(), "hash": pa.uint64(), "phash": pa.uint64()}
     schema = pa.schema(
         [
-            pa.field(name, {"item_row": pa.int32(), "cause": pa.string()}.get(name, pa.bool_()))
-            for name in presence
+            pa.field(name, kinds[name] if name in kinds else by_prefix[name.partition("_")[0]])
+            for name in facts
         ]
     )
-    table: pa.Table = pa.Table.from_pydict(presence, schema=schema)
-    write_parquet([table], path, schema=schema)
+    write_parquet([pa.Table.from_pydict(facts, schema=schema)], path, schema=schema)

@@ -6,6 +6,7 @@ said once. numpy is imported where it is used, so that a command's --help starts
 
 import io
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FORMAT = "triptych-dataset"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 MANIFEST_FILE = "manifest.json"
 ITEMS_FILE = "items.parquet"
@@ -26,6 +27,8 @@ QUARANTINE_DIR = "quarantine"
 IMAGE_MEMBER = "jpg"
 JSON_MEMBER = "json"
 VECTOR_SUFFIX = ".npy"
+FRAME_SUFFIX = ".jpg"
+SOUND_PREFIX = "sound."
 
 USER_BLOCK_USERS = 1024
 """Users in one sample of `users/*.tar`."""
@@ -40,7 +43,14 @@ RESERVED_ITEM_COLUMNS = (
     "item_row",
     "item_id",
     "has_image",
+    "has_frames",
+    "has_sound",
     "has_text",
+    "hash_image",
+    "hash_frames",
+    "hash_sound",
+    "hash_text",
+    "phash_image",
     "train_count",
     "first_time",
 )
@@ -82,6 +92,11 @@ def item_index(shard: int) -> str:
     return f"items/items-{shard:06d}.index.arrow"
 
 
+def token_file(shard: int) -> str:
+    """Path of the token ids of an item tar's texts inside the dataset folder."""
+    return f"items/items-{shard:06d}.tokens.arrow"
+
+
 def user_tar(shard: int) -> str:
     """Path of a user tar inside the dataset folder."""
     return f"users/users-{shard:06d}.tar"
@@ -97,6 +112,11 @@ def impressions_file(split: Split) -> str:
     return f"ctr/{split}/part-00000.parquet"
 
 
+def frame_member(number: int) -> str:
+    """Tar member of one of several pictures."""
+    return f"frame{number:02d}{FRAME_SUFFIX}"
+
+
 def vector_member(name: str) -> str:
     """Tar member that holds the vector called `name`."""
     return name + VECTOR_SUFFIX
@@ -108,6 +128,12 @@ class ItemRecord:
 
     image: bytes | None = None
     """JPEG bytes."""
+    frames: tuple[bytes, ...] = ()
+    """JPEG bytes of several pictures, in their order."""
+    sound: bytes | None = None
+    """A clip as the file it came as."""
+    sound_suffix: str = ""
+    """Which kind of file: wav, flac, ogg or mp3."""
     texts: dict[str, str] = field(default_factory=dict)
     """Text field (title, description, …) to text; absent fields are left out."""
     vectors: "dict[str, NDArray[np.float32]]" = field(default_factory=dict)
@@ -138,6 +164,9 @@ def encode_item(record: ItemRecord, *, item_id: int | str) -> list[tuple[str, by
         members.append((IMAGE_MEMBER, record.image))
     body = json.dumps({"item_id": item_id, "texts": record.texts}, ensure_ascii=False)
     members.append((JSON_MEMBER, body.encode()))
+    members.extend((frame_member(number), frame) for number, frame in enumerate(record.frames))
+    if record.sound is not None:
+        members.append((SOUND_PREFIX + record.sound_suffix, record.sound))
     members.extend(
         (vector_member(name), encode_npy(vector.astype("float32", copy=False)))
         for name, vector in record.vectors.items()
@@ -153,12 +182,27 @@ def decode_item(members: dict[str, bytes]) -> ItemRecord:
         if name.endswith(VECTOR_SUFFIX)
     }
     texts = json.loads(members[JSON_MEMBER])["texts"] if JSON_MEMBER in members else {}
-    return ItemRecord(image=members.get(IMAGE_MEMBER), texts=texts, vectors=vectors)
+    sounds = [name for name in members if name.startswith(SOUND_PREFIX)]
+    return ItemRecord(
+        image=members.get(IMAGE_MEMBER),
+        frames=tuple(members[name] for name in members if name.endswith(FRAME_SUFFIX)),
+        sound=members[sounds[0]] if sounds else None,
+        sound_suffix=sounds[0].removeprefix(SOUND_PREFIX) if sounds else "",
+        texts=texts,
+        vectors=vectors,
+    )
 
 
 def replace_file(path: Path, payload: bytes) -> None:
     """Write a file under a temporary name and rename it, so that a kill leaves no half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(payload)
+    try:
+        with temporary.open("wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:  # such as a full disk, of which a left-over would keep a part
+        temporary.unlink(missing_ok=True)
+        raise
     temporary.replace(path)

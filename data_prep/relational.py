@@ -17,7 +17,7 @@ from data_prep.parquet_files import write_parquet
 from data_prep.records import SPLITS, impressions_file
 from data_prep.settings import ShardConfig, expand_path
 from data_prep.sources import stream
-from data_prep.work import TablesReport, WorkFiles, source_fingerprint
+from data_prep.work import CONTENT_ROWS, TablesReport, WorkFiles, source_fingerprint
 
 if TYPE_CHECKING:
     import ibis
@@ -198,9 +198,9 @@ class _Relational:
             **{name: items[name] for name in self.config.items.features},
         )
         self._write(items.order_by("item_row"), self.work.items)
-        # A row group is a tar, so that any part finds its items without reading the others'.
+        # Small row groups, so that any part finds its items without reading the others'.
         content = catalogue.content.order_by("item_row")
-        self._write(content, self.work.content, rows=self.config.items_per_shard)
+        self._write(content, self.work.content, rows=CONTENT_ROWS, compression="none")
 
     def _write_impressions(
         self, impressions: "ir.Table", users: "ir.Table", cutoffs: Cutoffs
@@ -226,8 +226,16 @@ class _Relational:
             counts[f"impressions_{split}"] = self._write(part, path)
         return counts
 
-    def _write(self, table: "ir.Table", path: Path, *, rows: int = ROW_GROUP_ROWS) -> int:
+    def _write(
+        self,
+        table: "ir.Table",
+        path: Path,
+        *,
+        rows: int = ROW_GROUP_ROWS,
+        compression: str = "zstd",
+    ) -> int:
         schema = table.schema().to_pyarrow()
-        written = write_parquet(stream(self.con, table, rows=rows), path, schema=schema)
+        tables = stream(self.con, table, rows=rows)
+        written = write_parquet(tables, path, schema=schema, compression=compression)
         logger.info("tables: wrote %s (%s rows)", path.name, f"{written:,}")
         return written

@@ -80,8 +80,12 @@ class PictureConfig:
     """Larger pictures are refused before they are decoded."""
     jpeg_quality: int = 87
     """Quality of pictures that are encoded anew; JPEG of the right size passes through."""
+    max_frames: int = 8
+    """Pictures kept of an item's `frames`, evenly spread over them."""
 
     def __post_init__(self) -> None:
+        if not 1 <= self.max_frames <= 100:
+            raise ValueError(f"pictures.max_frames: found {self.max_frames}, expected 1 to 100")
         if self.short_side < 8:
             raise ValueError(f"pictures.short_side: found {self.short_side}, expected at least 8")
         if self.max_megapixels <= 0:
@@ -90,6 +94,63 @@ class PictureConfig:
             )
         if not 1 <= self.jpeg_quality <= 100:
             raise ValueError(f"pictures.jpeg_quality: found {self.jpeg_quality}, expected 1 to 100")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoundConfig:
+    """Which sound clips are kept; they stay the files they are."""
+
+    max_seconds: float = 60.0
+    """Longer clips are set aside."""
+
+    def __post_init__(self) -> None:
+        if self.max_seconds <= 0:
+            raise ValueError(f"sounds.max_seconds: found {self.max_seconds}, expected more than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchConfig:
+    """How pictures and clips are read that lie in files or behind URLs."""
+
+    threads: int = 8
+    """Read at once by each process."""
+    retries: int = 3
+    """Further attempts at a URL; what then fails is set aside."""
+    wait_s: float = 0.5
+    """Seconds before the first further attempt; doubled for each one after it."""
+    per_second: float = 100.0
+    """Requests a second of each process; 0 is no limit."""
+    max_mb: float = 50.0
+    """Larger files are set aside, unread."""
+
+    @property
+    def max_bytes(self) -> int:
+        """`max_mb` in bytes."""
+        return int(self.max_mb * 1e6)
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise ValueError(f"fetch.threads: found {self.threads}, expected at least 1")
+        for name in ("retries", "wait_s", "per_second"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"fetch.{name}: found {getattr(self, name)}, expected 0 or more")
+        if self.max_mb <= 0:
+            raise ValueError(f"fetch.max_mb: found {self.max_mb}, expected more than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenConfig:
+    """Token ids made at shard time, so that training does not tokenise."""
+
+    tokenizer: str
+    """`open_clip`; or what a transformers tower is called: a folder with a tokenizer.json,
+    `package:NAME/FOLDER` inside an installed Python package, or a hub name."""
+    max_tokens: int = 77
+    """Texts are cut after this many tokens; as in the tower that will read them."""
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.max_tokens <= 1 << 16:
+            raise ValueError(f"tokens.max_tokens: found {self.max_tokens}, expected 2 to 65,536")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +175,12 @@ class ShardConfig:
     """What is left out of the log."""
     pictures: PictureConfig = field(default_factory=PictureConfig)
     """How pictures are stored."""
+    sounds: SoundConfig = field(default_factory=SoundConfig)
+    """Which sound clips are kept."""
+    fetch: FetchConfig = field(default_factory=FetchConfig)
+    """How files and URLs are read."""
+    tokens: TokenConfig | None = None
+    """Token ids made beside the texts; null: training tokenises."""
     items_per_shard: int = 4096
     """Items in one tar; a dataset's bytes depend on it, and not on the number of parts."""
     memory_limit: str = "2GB"

@@ -21,7 +21,7 @@ from data_prep.records import (
     user_index,
     user_tar,
 )
-from data_prep.tars import TarBuffer
+from data_prep.tars import TarWriter
 from data_prep.work import TablesReport, WorkFiles
 
 BLOCKS_PER_SHARD = 64
@@ -54,18 +54,16 @@ def write_user_shard(shard: UserShard) -> None:
     last = min(first + BLOCKS_PER_SHARD * USER_BLOCK_USERS, shard.num_users)
     table = pq.read_table(work.events, filters=[("user_row", ">=", first), ("user_row", "<", last)])
     events = {name: table[name].to_numpy() for name in table.column_names}
-    buffer = TarBuffer()
-    for start in range(first, last, USER_BLOCK_USERS):
-        block = start // USER_BLOCK_USERS
-        users = np.arange(start, min(start + USER_BLOCK_USERS, last))
-        members = encode_block(events, users)
-        buffer.add(block, key=block_key(block), members=members)
-    tar = buffer.write(shard.dataset_dir / user_tar(shard.number))
-    index = write_index(shard.dataset_dir / user_index(shard.number), buffer.index)
+    with TarWriter(shard.dataset_dir / user_tar(shard.number)) as tar:
+        for start in range(first, last, USER_BLOCK_USERS):
+            block = start // USER_BLOCK_USERS
+            users = np.arange(start, min(start + USER_BLOCK_USERS, last))
+            tar.add(block, key=block_key(block), members=encode_block(events, users))
+    index = write_index(shard.dataset_dir / user_index(shard.number), tar.index)
     receipt = {
         "files": [
-            {"path": user_tar(shard.number), **dataclasses.asdict(tar)},
-            {"path": user_index(shard.number), **index, "samples": len(buffer.index.members)},
+            {"path": user_tar(shard.number), **dataclasses.asdict(tar.receipt)},
+            {"path": user_index(shard.number), **index, "samples": len(tar.index.members)},
         ],
         "quarantine": {},
     }

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +10,16 @@ import numpy as np
 
 from data_prep.content import read_index
 from data_prep.manifest import FileEntry, Manifest
-from data_prep.records import IMAGE_MEMBER, JSON_MEMBER, VECTOR_SUFFIX, block_key, decode_npy
+from data_prep.records import (
+    FRAME_SUFFIX,
+    IMAGE_MEMBER,
+    JSON_MEMBER,
+    VECTOR_SUFFIX,
+    block_key,
+    decode_npy,
+)
 from data_prep.records import item_key as make_item_key
-from data_prep.tars import BLOCK, tar_header
+from data_prep.tars import BLOCK, content_hash, tar_headers
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +67,7 @@ def _check_members(
         return
     table = read_index(path)
     key_of = block_key if entry.path.startswith("users/") else make_item_key
-    for row, member, offset, size, crc32 in zip(
+    for row, member, offset, size, digest in zip(
         *(table[name].to_pylist() for name in table.column_names), strict=True
     ):
         name = f"{key_of(row)}.{member}"
@@ -69,9 +75,9 @@ def _check_members(
         body = payload[offset : offset + size]
         if len(body) < size:
             problem = "cut off"
-        elif header != tar_header(name, size):
+        elif header != tar_headers([name.encode()], np.array([size])).tobytes():
             problem = "damaged in its tar header"
-        elif zlib.crc32(body) != crc32:
+        elif content_hash(body) != digest:
             problem = "damaged"
         else:
             continue
@@ -88,7 +94,7 @@ def _read_with_webdataset(path: Path, entry: FileEntry) -> Iterator[str]:
         samples += 1
         try:
             for member, payload in sample.items():
-                if member == IMAGE_MEMBER:
+                if member == IMAGE_MEMBER or member.endswith(FRAME_SUFFIX):
                     simplejpeg.decode_jpeg_header(payload)
                 elif member == JSON_MEMBER:
                     json.loads(payload)

@@ -12,6 +12,9 @@ from data_prep.records import MANIFEST_FILE, QUARANTINE_DIR, WORK_DIR, replace_f
 from data_prep.settings import ShardConfig, expand_path
 from data_prep.sources import source_files
 
+CONTENT_ROWS = 256
+"""Rows of a row group of the raw content: what a writer of tars holds in memory."""
+
 
 class WorkFiles:
     """Names inside the work folder."""

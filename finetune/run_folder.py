@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 import yaml
 from numpy.typing import NDArray
 
+from data_prep.folders import open_folder
 from data_prep.records import MANIFEST_FILE, replace_file
 from finetune.settings import FitConfig, HeadConfig, TrainConfig, TrainerConfig
 
@@ -109,7 +110,7 @@ def fingerprint(config: FitConfig) -> str:
     if config.rung == "none":
         settings |= {"embeddings_dir": None, "released": None, "allow_look_ahead": False}
     parts = [json.dumps([RUN_VERSION, settings], sort_keys=True).encode()]
-    parts.append((config.dataset_dir / MANIFEST_FILE).read_bytes())
+    parts.append(open_folder(config.dataset_dir)[0].path(MANIFEST_FILE).read_bytes())
     if config.rung != "none" and config.embeddings_dir is not None:
         parts.append((config.embeddings_dir / "embeddings.json").read_bytes())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()

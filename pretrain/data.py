@@ -57,10 +57,10 @@ class DataConfig:
     """Validation queries, drawn once from the positives of the validation period."""
 
     decode_threads: int = 1
-    """Threads of each rank that decode pictures and tokenise."""
+    """Threads of each rank that decode pictures."""
 
     cache_mb: int = 512
-    """Decoded items each rank keeps in memory, in MiB."""
+    """Decoded pictures each rank keeps in memory, in MiB."""
 
     def __post_init__(self) -> None:
         for name in ("global_batch_size", "targets_per_sample", "decode_threads"):
@@ -212,10 +212,11 @@ class PretrainData(pl.LightningDataModule):
             else None
         )
         self.items = ItemLoader(
-            self.dataset.content(),
-            preprocessors=preprocessors_of(self.dataset, towers),
+            self.dataset,
+            preprocessors=preprocessors_of(
+                self.dataset, towers, threads=self.config.decode_threads
+            ),
             features=self.features,
-            threads=self.config.decode_threads,
             cache_mb=self.config.cache_mb,
         )
         self.user = user

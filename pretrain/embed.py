@@ -128,7 +128,7 @@ def _items(
         cached = FeatureCache.open(
             features_dir, dataset=dataset, towers=release.config.model.towers
         )
-    items = ItemLoader(dataset.content(), preprocessors=release.preprocessors, features=cached)
+    items = ItemLoader(dataset, preprocessors=release.preprocessors, features=cached)
     untrained = {} if cached else _untrained(release, seed=seed)
     aligned, raw = [], []
     for start in track(range(0, dataset.num_items, batch_size), description="items"):

@@ -122,7 +122,7 @@ def export(run_dir: Path, out_dir: Path, *, dataset_dir: Path, checkpoint: str =
         raise ValueError(f"{run_dir}: no {RUN_FILE}; it is not a folder of python -m pretrain fit")
     config = ReleaseConfig.from_json(run_file.read_text(), source=run_file)
     dataset = open_dataset(dataset_dir)
-    if file_sha256(dataset_dir / MANIFEST_FILE) != config.dataset_fingerprint:
+    if file_sha256(dataset.dir / MANIFEST_FILE) != config.dataset_fingerprint:
         raise ValueError(
             f"{dataset_dir}: not the dataset that {run_dir} was trained on "
             f"({config.dataset}); name that one"

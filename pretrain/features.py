@@ -58,7 +58,7 @@ def compute_features(model: ModelConfig, *, config: DataConfig) -> None:
             f"item_encoder.backbones.{name}.{key}": value.contiguous().clone().cpu()
             for key, value in backbone.state_dict().items()
         }
-        items = ItemLoader(dataset.content(), preprocessors={name: preprocessors[name]})
+        items = ItemLoader(dataset, preprocessors={name: preprocessors[name]})
         array = np.lib.format.open_memmap(
             out_dir / f"{name}.npy.tmp",
             mode="w+",

@@ -1,20 +1,36 @@
-"""Item rows → `ItemBatch`: content read, decoded and kept in memory, or cached features."""
+"""Item rows → `ItemBatch`: content read and decoded, each item once, or cached features."""
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from data_prep.content import ItemContent
 from data_prep.dataset import Dataset
+from data_prep.records import decode_npy, vector_member
 from pretrain.batch import ItemBatch
 from pretrain.feature_cache import FeatureCache
-from pretrain.preprocess import Preprocessor, build_preprocessors, collate_items
+from pretrain.preprocess import (
+    Inputs,
+    Jpeg,
+    PicturePreprocessor,
+    Pixels,
+    Preprocessor,
+    TextPreprocessor,
+    build_preprocessors,
+)
 from pretrain.towers import TowerConfig
+
+log = logging.getLogger(__name__)
+
+CHECKED_TEXTS = 64
+"""Items whose stored token ids are compared with the tower's own tokenizer."""
 
 
 class ItemLoader:
@@ -22,47 +38,113 @@ class ItemLoader:
 
     def __init__(
         self,
-        content: ItemContent,
+        dataset: Dataset,
         *,
         preprocessors: Mapping[str, Preprocessor],
         features: FeatureCache | None = None,
-        threads: int = 1,
         cache_mb: int = 0,
     ) -> None:
-        self.content = content
+        """Read from a dataset.
+
+        Args:
+            dataset: where the content lies.
+            preprocessors: one a tower.
+            features: cached features; content is then not read at all.
+            cache_mb: decoded pictures kept in memory, MiB.
+        """
+        self.content: ItemContent = dataset.content()
         self.preprocessors = preprocessors
         self.cached_features = features
-        self._threads = threads
-        self._pool: ThreadPoolExecutor | None = None
         self._free_bytes = cache_mb << 20
-        self._kept: dict[int, dict[str, dict[str, Tensor] | None]] = {}
+        self._decoded: dict[int, Pixels] = {}
+        text = preprocessors.get("text")
+        self._stored_ids = isinstance(text, TextPreprocessor) and self._has_ids_of(text, dataset)
 
     def load(self, rows: Sequence[int] | NDArray[np.int64]) -> ItemBatch:
         """Inputs of these items, in this order."""
+        rows_n = np.asarray(rows, np.int64)
         if self.cached_features is not None:
-            return self.cached_features.load(np.asarray(rows, np.int64))
-        if self._threads > 1 and self._pool is None:
-            self._pool = ThreadPoolExecutor(self._threads)
-        run = map if self._pool is None else self._pool.map
-        prepared = list(run(self._prepare, [int(row) for row in rows]))
-        return collate_items(rows, prepared, preprocessors=self.preprocessors)
+            return self.cached_features.load(rows_n)
+        asked = rows_n.tolist()
+        inputs: dict[str, dict[str, Tensor]] = {}
+        presence: dict[str, Tensor] = {}
+        for name, one in self.preprocessors.items():
+            if isinstance(one, PicturePreprocessor):
+                made = self._pictures(asked, one)
+            elif isinstance(one, TextPreprocessor):
+                made = self._texts(asked, one)
+            else:
+                made = one.batch([self._vector(row, name) for row in asked])
+            inputs[name], presence[name] = made
+        return ItemBatch(rows_n=torch.from_numpy(rows_n), inputs=inputs, presence=presence)
 
-    def _prepare(self, row: int) -> dict[str, dict[str, Tensor] | None]:
-        if row in self._kept:
-            return self._kept[row]
-        record = self.content.read(row)
-        item = {name: one.one(record) for name, one in self.preprocessors.items()}
-        size = sum(t.nbytes for inputs in item.values() if inputs for t in inputs.values())
-        if size <= self._free_bytes:
-            self._free_bytes -= size
-            self._kept[row] = item
-        return item
+    def _pictures(self, rows: list[int], preprocessor: PicturePreprocessor) -> Inputs:
+        found: list[Jpeg | Pixels | None] = []
+        for row in rows:
+            decoded = self._decoded.get(row)
+            found.append(self.content.image(row) if decoded is None else decoded)
+        inputs, presence = preprocessor.batch(found)
+        if self._free_bytes > 0:
+            self._keep(rows, inputs["pixels"], presence)
+        return inputs, presence
+
+    def _keep(self, rows: list[int], pixels_pCHW: Tensor, presence_n: Tensor) -> None:
+        """Copy newly decoded pictures while there is room."""
+        present = [row for row, there in zip(rows, presence_n.tolist(), strict=True) if there]
+        pixels_pHWC = pixels_pCHW.permute(0, 2, 3, 1).numpy()
+        for row, picture in zip(present, pixels_pHWC, strict=False):
+            if row not in self._decoded and picture.nbytes <= self._free_bytes:
+                self._decoded[row] = picture.copy()
+                self._free_bytes -= picture.nbytes
+
+    def _texts(self, rows: list[int], preprocessor: TextPreprocessor) -> Inputs:
+        if not self._stored_ids:
+            return preprocessor.batch([self._text(row, preprocessor) for row in rows])
+        length = preprocessor.config.max_tokens
+        return preprocessor.from_ids(
+            *self.content.tokens(rows, length=length, padding=preprocessor.padding)
+        )
+
+    def _text(self, row: int, preprocessor: TextPreprocessor) -> str:
+        body = self.content.json(row)
+        return preprocessor.join(json.loads(bytes(body))["texts"]) if body is not None else ""
+
+    def _vector(self, row: int, name: str) -> NDArray[np.float32] | None:
+        payload = self.content.member(vector_member(name), row)
+        return None if payload is None else decode_npy(bytes(payload)).astype(np.float32)
+
+    def _has_ids_of(self, text: TextPreprocessor, dataset: Dataset) -> bool:
+        """Whether the ids made at shard time are those that this tower's tokenizer gives."""
+        stored = dataset.manifest.modalities.get("text", {}).get("tokens")
+        tower = text.config
+        name = "open_clip" if tower.library == "open_clip" else tower.name
+        wanted = {"tokenizer": name, "max_tokens": tower.max_tokens}
+        if stored is None or self.cached_features is not None:
+            return False
+        if stored != wanted:
+            log.warning(
+                "%s: token ids are of %s, the tower needs %s; texts are tokenised while training, "
+                "set `tokens` in the settings of python -m data_prep shard to spare that",
+                *(dataset.dir, stored, wanted),
+            )
+            return False
+        count = min(CHECKED_TEXTS, dataset.num_items)
+        rows = np.linspace(0, dataset.num_items - 1, count).astype(int).tolist()
+        ids, counts = self.content.tokens(rows, length=tower.max_tokens, padding=text.padding)
+        ours, presence = text.batch([self._text(row, text) for row in rows])
+        theirs, stored_presence = text.from_ids(ids, counts)
+        if torch.equal(presence, stored_presence) and torch.equal(ours["tokens"], theirs["tokens"]):
+            return True
+        raise ValueError(
+            f"{dataset.dir}: token ids made at shard time differ from those of the tokenizer "
+            f"{name!r} installed here; re-run python -m data_prep shard, or without `tokens`"
+        )
 
 
 def preprocessors_of(
-    dataset: Dataset, towers: Mapping[str, TowerConfig]
+    dataset: Dataset, towers: Mapping[str, TowerConfig], *, threads: int = 1
 ) -> dict[str, Preprocessor]:
-    """Preprocessors of these towers on this dataset.
+    """Preprocessors of these towers on this dataset; `threads` decode pictures.
 
     Raises:
         ValueError: a tower for a modality that the dataset does not have.
@@ -78,6 +160,7 @@ def preprocessors_of(
         towers,
         text_fields=modalities.get("text", {}).get("fields", ()),
         vector_widths=vector_widths_of(dataset),
+        threads=threads,
     )
 
 

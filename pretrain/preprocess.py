@@ -1,8 +1,13 @@
-"""From an item's record to the inputs of its towers, on the CPU."""
+"""From items' content to the inputs of their towers, on the CPU, a batch at a time.
+
+Letters: see `batch.py`; p items of the batch that have the modality.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,135 +15,155 @@ import numpy as np
 import simplejpeg
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from data_prep.records import ItemRecord
+from data_prep.settings import TokenConfig
+from data_prep.tokens import OPEN_CLIP, encode_texts, join_texts, resolve_package
 from pretrain.batch import ItemBatch
-from pretrain.towers import TowerConfig, resolve_name
+from pretrain.buffers import BufferPool
+from pretrain.towers import TowerConfig
 
 MAX_PIXELS = 50_000_000
+CLIP_PADDING = 0
+
+Pixels = NDArray[np.uint8]
+Jpeg = bytes | memoryview
+Inputs = tuple[dict[str, Tensor], Tensor]
+"""Named inputs of the p items that have the modality (of one blank item where none has it: every
+rank then runs every tower in every step, as DDP and ZeRO ask), and bool [n]: which have it."""
 
 
-def decode_picture(data: bytes, *, size: int, fit: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """JPEG bytes → [size, size, 3] uint8.
+def decode_picture(jpeg: Jpeg, out_HWC: Pixels, *, fit: str) -> None:
+    """Decode a JPEG to the size of `out_HWC`, [size, size, 3] uint8.
 
-    The JPEG is decoded at the smallest DCT scale that is still at least as large as `size`.
+    A JPEG of another size is decoded at the smallest DCT scale that is still at least as large,
+    then resized (bicubic, antialiased).
 
     Raises:
         ValueError: no JPEG, or one of more pixels than `MAX_PIXELS`; found in the header, before
             anything is decoded.
     """
     try:
-        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+        height, width, *_ = simplejpeg.decode_jpeg_header(jpeg)
     except ValueError as error:
         raise ValueError(
-            f"picture of {len(data)} bytes: found no JPEG ({error}); "
+            f"picture of {len(jpeg)} bytes: found no JPEG ({error}); "
             "data_prep.pictures.prepare_picture makes one of other formats"
         ) from error
     if height * width > MAX_PIXELS:
         raise ValueError(f"picture: found {width} x {height} pixels, at most {MAX_PIXELS} are read")
-    pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=size, min_width=size)
-    picture = Image.fromarray(pixels)
-    if picture.size != (size, size):
-        width, height = picture.size
-        side = min(width, height)
-        left, top = (width - side) // 2, (height - side) // 2
-        box = (left, top, left + side, top + side) if fit == "crop" else (0, 0, width, height)
-        picture = picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
-    return np.asarray(picture)
+    size = len(out_HWC)
+    if height == width == size:
+        simplejpeg.decode_jpeg(jpeg, "RGB", buffer=out_HWC)
+        return
+    pixels = simplejpeg.decode_jpeg(jpeg, "RGB", min_height=size, min_width=size)
+    if fit == "crop":
+        side = min(pixels.shape[:2])
+        top, left = ((length - side) // 2 for length in pixels.shape[:2])
+        pixels = pixels[top : top + side, left : left + side]
+    resized = torch.nn.functional.interpolate(
+        torch.from_numpy(pixels).permute(2, 0, 1)[None], size, mode="bicubic", antialias=True
+    )
+    out_HWC[:] = resized[0].permute(1, 2, 0).numpy()
 
 
 class PicturePreprocessor:
-    """Pictures → `pixels` uint8 [n, 3, size, size]; normalising is the tower's, on its device."""
+    """Pictures → `pixels` uint8 [p, 3, size, size]; normalising is the tower's, on its device."""
 
-    def __init__(self, config: TowerConfig) -> None:
+    def __init__(self, config: TowerConfig, *, threads: int = 1) -> None:
         self.config = config
+        self._buffers = BufferPool()
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
-    def one(self, record: ItemRecord) -> dict[str, Tensor] | None:
-        """Inputs of one item, None where it has no picture."""
-        if record.image is None:
-            return None
-        pixels = decode_picture(record.image, size=self.config.image_size, fit=self.config.fit)
-        return {"pixels": torch.from_numpy(pixels.transpose(2, 0, 1).copy())}
-
-    def blank(self) -> dict[str, Tensor]:
-        """Inputs that stand in where a batch has no picture at all."""
+    def batch(self, pictures: Sequence[Jpeg | Pixels | None]) -> Inputs:
+        """Inputs of n items: JPEGs, pictures decoded before, None where there is none."""
         size = self.config.image_size
-        return {"pixels": torch.zeros(3, size, size, dtype=torch.uint8)}
+        found = [picture for picture in pictures if picture is not None]
+        pixels_pHWC = self._buffers.take((max(1, len(found)), size, size, 3))
+        if not found:
+            pixels_pHWC[:] = 0
+        run = map if self._pool is None else self._pool.map
+        for _ in run(self._decode, found, pixels_pHWC):
+            pass
+        return {"pixels": torch.from_numpy(pixels_pHWC).permute(0, 3, 1, 2)}, _presence(pictures)
+
+    def _decode(self, picture: Jpeg | Pixels, out_HWC: Pixels) -> None:
+        if isinstance(picture, np.ndarray):
+            out_HWC[:] = picture
+        else:
+            decode_picture(picture, out_HWC, fit=self.config.fit)
 
     def save(self, folder: Path) -> None:
         """Nothing beyond the config."""
 
 
 class TextPreprocessor:
-    """Title, description, … joined → `tokens` and `attention`, int64 [n, max_tokens]."""
+    """Title, description, … joined → `tokens` and `attention`, int64 [p, max_tokens]."""
 
     def __init__(
         self, config: TowerConfig, *, fields: Sequence[str], tokenizer_dir: Path | None = None
     ) -> None:
         self.config = config
         self.fields = tuple(fields)
-        self._tokenizer: Any
-        if config.library == "open_clip":
-            from open_clip import SimpleTokenizer
-
-            self._tokenizer = SimpleTokenizer(context_length=config.max_tokens)
-        else:
+        self.padding = CLIP_PADDING
+        self._tokenizer: Any = None
+        if config.library != OPEN_CLIP:
             from transformers import AutoTokenizer
 
-            source = tokenizer_dir or resolve_name(config.name)
+            source = tokenizer_dir or resolve_package(config.name)
             self._tokenizer = AutoTokenizer.from_pretrained(source)
+            self.padding = self._tokenizer.pad_token_id
 
-    def join(self, record: ItemRecord) -> str:
-        """The item's texts in the order of the dataset's fields."""
-        return ". ".join(record.texts[name] for name in self.fields if record.texts.get(name))
+    def join(self, texts: Mapping[str, str]) -> str:
+        """The item's texts in the order of the dataset's fields, empty where it has none."""
+        return join_texts(texts, self.fields)
 
-    def one(self, record: ItemRecord) -> dict[str, Tensor] | None:
-        """Inputs of one item, None where it has no text."""
-        text = self.join(record)
-        return self._encode(text) if text else None
+    def batch(self, texts: Sequence[str]) -> Inputs:
+        """Inputs of n items' joined texts, empty where there is none."""
+        found = [text for text in texts if text] or ["-"]
+        length = self.config.max_tokens
+        if self._tokenizer is None:
+            ids = encode_texts(found, TokenConfig(tokenizer=OPEN_CLIP, max_tokens=length))
+        else:
+            ids = self._tokenizer(found, truncation=True, max_length=length)["input_ids"]
+        counts_p = np.fromiter(map(len, ids), np.int64, len(ids))
+        tokens_pT = np.full((len(ids), length), self.padding, np.int64)
+        tokens_pT[np.arange(length) < counts_p[:, None]] = np.concatenate(ids)
+        presence_n = torch.tensor([bool(text) for text in texts])
+        return self._inputs(tokens_pT, counts_p), presence_n
 
-    def blank(self) -> dict[str, Tensor]:
-        """Inputs that stand in where a batch has no text at all."""
-        return self._encode("-")
+    def from_ids(self, tokens_nT: NDArray[np.int64], counts_n: NDArray[np.int64]) -> Inputs:
+        """Inputs of n items' ids as they were made at shard time, counted, then padded."""
+        present = counts_n > 0
+        if not present.any():
+            return self.batch([""] * len(counts_n))
+        return self._inputs(tokens_nT[present], counts_n[present]), torch.from_numpy(present)
 
-    def _encode(self, text: str) -> dict[str, Tensor]:
-        if self.config.library == "open_clip":
-            tokens = self._tokenizer([text])[0]
-            return {"tokens": tokens, "attention": (tokens != 0).long()}
-        encoded = self._tokenizer(
-            text,
-            truncation=True,
-            max_length=self.config.max_tokens,
-            padding="max_length",
-            return_tensors="pt",
-        )
-        return {"tokens": encoded["input_ids"][0], "attention": encoded["attention_mask"][0]}
+    def _inputs(
+        self, tokens_pT: NDArray[np.int64], counts_p: NDArray[np.int64]
+    ) -> dict[str, Tensor]:
+        attention_pT = (np.arange(tokens_pT.shape[1]) < counts_p[:, None]).astype(np.int64)
+        return {"tokens": torch.from_numpy(tokens_pT), "attention": torch.from_numpy(attention_pT)}
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer; open_clip's is part of that package."""
-        if self.config.library != "open_clip":
+        if self._tokenizer is not None:
             self._tokenizer.save_pretrained(folder)
 
 
 class VectorPreprocessor:
-    """Given vectors → `vector` float32 [n, F]."""
+    """Given vectors → `vector` float32 [p, F]."""
 
     def __init__(self, name: str, *, width: int) -> None:
         self.name = name
         self.width = width
 
-    def one(self, record: ItemRecord) -> dict[str, Tensor] | None:
-        """Inputs of one item, None where it has no such vector."""
-        vector = record.vectors.get(self.name)
-        return (
-            None if vector is None else {"vector": torch.from_numpy(np.array(vector, np.float32))}
-        )
-
-    def blank(self) -> dict[str, Tensor]:
-        """Inputs that stand in where a batch has no such vector at all."""
-        return {"vector": torch.zeros(self.width)}
+    def batch(self, vectors: Sequence[NDArray[np.float32] | None]) -> Inputs:
+        """Inputs of n items, None where there is no such vector."""
+        found = [vector for vector in vectors if vector is not None]
+        stacked = np.stack(found) if found else np.zeros((1, self.width))
+        return {"vector": torch.from_numpy(stacked.astype(np.float32))}, _presence(vectors)
 
     def save(self, folder: Path) -> None:
         """Nothing beyond the config."""
@@ -147,45 +172,43 @@ class VectorPreprocessor:
 Preprocessor = PicturePreprocessor | TextPreprocessor | VectorPreprocessor
 
 
+def _presence(content: Sequence[object]) -> Tensor:
+    return torch.tensor([one is not None for one in content])
+
+
 def build_preprocessors(
     towers: Mapping[str, TowerConfig],
     *,
     text_fields: Sequence[str],
     vector_widths: Mapping[str, int],
     tokenizer_dir: Path | None = None,
+    threads: int = 1,
 ) -> dict[str, Preprocessor]:
-    """One preprocessor a tower, by modality."""
+    """One preprocessor a tower, by modality; `threads` decode pictures."""
+    text = partial(TextPreprocessor, fields=text_fields, tokenizer_dir=tokenizer_dir)
     built: dict[str, Preprocessor] = {}
     for modality, config in towers.items():
         if config.library == "given":
             built[modality] = VectorPreprocessor(modality, width=vector_widths[modality])
         elif modality == "image":
-            built[modality] = PicturePreprocessor(config)
+            built[modality] = PicturePreprocessor(config, threads=threads)
         else:
-            built[modality] = TextPreprocessor(
-                config, fields=text_fields, tokenizer_dir=tokenizer_dir
-            )
+            built[modality] = text(config)
     return built
 
 
-def collate_items(
-    rows: Sequence[int] | NDArray[np.int64],
-    prepared: Sequence[Mapping[str, Mapping[str, Tensor] | None]],
-    *,
-    preprocessors: Mapping[str, Preprocessor],
+def prepare_records(
+    records: Sequence[ItemRecord], preprocessors: Mapping[str, Preprocessor]
 ) -> ItemBatch:
-    """Prepared inputs of single items → one batch.
-
-    A modality that no item of the batch has gets one blank input: every rank then runs every
-    tower in every step, as DDP and ZeRO ask.
-    """
+    """Items that lie in memory → one batch; their rows are their places."""
     inputs: dict[str, dict[str, Tensor]] = {}
     presence: dict[str, Tensor] = {}
-    for modality, preprocessor in preprocessors.items():
-        found = [item[modality] for item in prepared]
-        present = [entry for entry in found if entry is not None] or [preprocessor.blank()]
-        inputs[modality] = {name: torch.stack([e[name] for e in present]) for name in present[0]}
-        presence[modality] = torch.tensor([entry is not None for entry in found])
-    return ItemBatch(
-        rows_n=torch.as_tensor(np.asarray(rows, np.int64)), inputs=inputs, presence=presence
-    )
+    for name, one in preprocessors.items():
+        if isinstance(one, PicturePreprocessor):
+            made = one.batch([record.image for record in records])
+        elif isinstance(one, TextPreprocessor):
+            made = one.batch([one.join(record.texts) for record in records])
+        else:
+            made = one.batch([record.vectors.get(name) for record in records])
+        inputs[name], presence[name] = made
+    return ItemBatch(rows_n=torch.arange(len(records)), inputs=inputs, presence=presence)

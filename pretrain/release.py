@@ -31,7 +31,7 @@ from data_prep.records import ItemRecord
 from pretrain.batch import ItemBatch
 from pretrain.item_encoder import ItemVectors
 from pretrain.model import ModelConfig, TwoSpaceModel
-from pretrain.preprocess import Preprocessor, build_preprocessors, collate_items
+from pretrain.preprocess import Preprocessor, build_preprocessors, prepare_records
 from pretrain.towers import TowerConfig, build_backbone
 from pretrain.user_encoder import UserEncoderConfig
 
@@ -125,12 +125,7 @@ class Release:
 
     def encode_items(self, records: Sequence[ItemRecord]) -> Tensor:
         """Content → unit vectors [n, D], by content alone; missing modalities are normal."""
-        prepared = [
-            {name: one.one(record) for name, one in self.preprocessors.items()}
-            for record in records
-        ]
-        batch = collate_items(range(len(records)), prepared, preprocessors=self.preprocessors)
-        return self.encode_batch(batch)
+        return self.encode_batch(prepare_records(records, self.preprocessors))
 
     @torch.inference_mode()
     def encode_batch(self, items: ItemBatch) -> Tensor:

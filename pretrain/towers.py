@@ -6,7 +6,6 @@ input tensors of the items that have the modality, and returns [n, F].
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from data_prep.tokens import resolve_package
 
 Library = Literal["open_clip", "transformers", "efficientnet_lite", "given"]
 
@@ -53,21 +54,6 @@ class TowerConfig:
                 f"tower {self.name}: image_size must be at least 8 and max_tokens at least 2, "
                 f"got {self.image_size} and {self.max_tokens}"
             )
-
-
-def resolve_name(name: str) -> str:
-    """Replace `package:NAME/FOLDER` by the folder inside the installed package NAME."""
-    if not name.startswith("package:"):
-        return name
-    package, _, folder = name.removeprefix("package:").partition("/")
-    try:
-        root = importlib.resources.files(package)
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"tower {name}: the Python package {package!r} is not installed; "
-            "run pip install 'triptych[towers]'"
-        ) from error
-    return str(root / folder)
 
 
 class Backbone(nn.Module):
@@ -253,10 +239,10 @@ def _build_transformers(
         settings = dict(saved["transformers_config"])
         model = AutoModel.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
     elif config.weights == "random":
-        model = AutoModel.from_config(AutoConfig.from_pretrained(resolve_name(config.name)))
+        model = AutoModel.from_config(AutoConfig.from_pretrained(resolve_package(config.name)))
     else:
         # use_safetensors: a hub name may offer a pickle as well, and that is never opened.
-        model = AutoModel.from_pretrained(resolve_name(config.name), use_safetensors=True)
+        model = AutoModel.from_pretrained(resolve_package(config.name), use_safetensors=True)
     return TransformersImage(model) if modality == "image" else TransformersText(model)
 
 

@@ -1,10 +1,11 @@
 import io
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.pictures import prepare_picture
+from data_prep.pictures import Picture, prepare_picture
 from data_prep.settings import PictureConfig
 
 SETTINGS = PictureConfig(short_side=48)
@@ -16,14 +17,27 @@ def encode(picture: Image.Image, format: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def decode(payload: object) -> Image.Image:
-    assert isinstance(payload, bytes)
-    return Image.open(io.BytesIO(payload))
+def decode(picture: object) -> Image.Image:
+    assert isinstance(picture, Picture)
+    return Image.open(io.BytesIO(picture.jpeg))
+
+
+def photo(seed: int, size: int = 48) -> Image.Image:
+    coarse = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
+
+
+def hash_of(payload: bytes) -> int:
+    found = prepare_picture(payload, SETTINGS)
+    assert isinstance(found, Picture)
+    return found.perceptual_hash
 
 
 def test_a_small_jpeg_passes_through_byte_for_byte(make_jpeg: Callable[..., bytes]) -> None:
-    payload = make_jpeg(48, 90)
-    assert prepare_picture(payload, SETTINGS) is payload
+    for payload in (make_jpeg(48, 90), make_jpeg(48, 90, mode="L")):
+        found = prepare_picture(payload, SETTINGS)
+        assert isinstance(found, Picture)
+        assert found.jpeg is payload
 
 
 @pytest.mark.parametrize(("size", "expected"), [((480, 960), (48, 96)), ((100, 50), (96, 48))])
@@ -43,11 +57,37 @@ def test_a_picture_lying_on_its_side_is_put_upright() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "format"), [("RGBA", "PNG"), ("LA", "PNG"), ("P", "GIF"), ("L", "JPEG"), ("1", "PNG")]
+    ("mode", "format"),
+    [
+        *[("RGBA", "PNG"), ("LA", "PNG"), ("P", "GIF"), ("1", "PNG"), ("CMYK", "JPEG")],
+        *[("CMYK", "TIFF"), ("RGB", "BMP"), ("RGBA", "WEBP"), ("RGB", "PPM")],
+    ],
 )
 def test_other_formats_and_modes_become_rgb_jpeg(mode: str, format: str) -> None:
     stored = decode(prepare_picture(encode(Image.new(mode, (30, 30)), format), SETTINGS))
     assert (stored.format, stored.mode, stored.size) == ("JPEG", "RGB", (30, 30))
+
+
+def test_sixteen_bits_become_the_upper_eight() -> None:
+    values = np.linspace(0, 65535, 40 * 40).reshape(40, 40).astype(np.uint16)
+    stored = np.asarray(decode(prepare_picture(encode(Image.fromarray(values), "PNG"), SETTINGS)))
+    np.testing.assert_allclose(stored[..., 0], values >> 8, atol=6)
+
+
+def test_the_same_picture_in_another_format_or_size_has_nearly_the_same_hash() -> None:
+    first = hash_of(encode(photo(1), "JPEG", quality=90))
+    for payload in (
+        encode(photo(1), "PNG"),
+        encode(photo(1), "JPEG", quality=60),
+        encode(photo(1, size=480), "WEBP"),
+    ):
+        assert (first ^ hash_of(payload)).bit_count() <= 4
+    assert (first ^ hash_of(encode(photo(2), "PNG"))).bit_count() > 16
+
+
+def test_formats_that_start_other_programs_are_not_tried() -> None:
+    drawing = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EOF\n"
+    assert prepare_picture(drawing, SETTINGS) == "not_decodable"
 
 
 def test_what_is_transparent_becomes_white() -> None:

@@ -19,7 +19,7 @@ def test_a_fresh_dataset_is_intact(toy_dataset: Path) -> None:
 
 @pytest.mark.parametrize("member", ["jpg", "json"])
 def test_one_flipped_byte_names_shard_and_key(copy: Path, member: str) -> None:
-    table = open_dataset(copy).content()._shard(1)
+    table = open_dataset(copy).content()._shard_of(64)
     position = next(i for i, name in enumerate(table.members.to_pylist()) if name == member)
     row, offset = int(table.item_rows[position]), int(table.offsets[position])
     flip(copy / "items/items-000001.tar", offset + 9)

@@ -1,0 +1,162 @@
+"""One item's raw cells to the record that is stored, with the causes of what was set aside."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import tee
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.columns import ItemColumns
+from data_prep.media import Cell, MediaReader
+from data_prep.pictures import Picture, prepare_picture
+from data_prep.records import ItemRecord
+from data_prep.settings import FetchConfig, PictureConfig, SoundConfig
+from data_prep.sounds import Sound, prepare_sound
+from data_prep.tars import content_hash
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Prepared:
+    """An item as it is stored, and what is known of it beside."""
+
+    record: ItemRecord
+    causes: list[str]
+    has: dict[str, bool]
+    hashes: dict[str, int | None]
+
+    def facts(self) -> dict[str, Any]:
+        """One row of what finish.py joins into items.parquet."""
+        return {
+            **{f"has_{name}": value for name, value in self.has.items()},
+            **self.hashes,
+            "cause": ", ".join(self.causes) or None,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContentReader:
+    """Reads, checks and converts the content of items; it travels to worker processes."""
+
+    items: ItemColumns
+    pictures: PictureConfig
+    sounds: SoundConfig
+    fetch: FetchConfig
+    text_fields: tuple[str, ...]
+    vector_widths: dict[str, int] = field(default_factory=dict)
+
+    def read_all(self, rows: Iterable[Row]) -> Iterator[tuple[Row, Prepared]]:
+        """Every row with its item, in order; files and URLs are read ahead."""
+        kept, *copies = tee(rows, 4)
+        streams = zip(
+            kept,
+            self._payloads(copies[0], "image"),
+            self._frames(copies[1]),
+            self._payloads(copies[2], "sound"),
+            strict=True,
+        )
+        for row, image, frames, sound in streams:
+            yield row, self._prepare(row, image=image, frames=frames, sound=sound)
+
+    def _reader(self, media: str) -> MediaReader:
+        folder: str | None = getattr(self.items, f"{media}_dir")
+        return MediaReader(folder, setting=f"items.{media}_dir", fetch=self.fetch)
+
+    def _payloads(self, rows: Iterable[Row], media: str) -> Iterator[bytes | str | None]:
+        if getattr(self.items, media) is None:
+            return (None for _ in rows)
+        return self._reader(media).read_all(row[media] for row in rows)
+
+    def _frames(self, rows: Iterable[Row]) -> Iterator[list[bytes | str | None]]:
+        """The chosen frames of every row."""
+        if self.items.frames is None:
+            yield from ([] for _ in rows)
+            return
+        rows, copy = tee(rows)
+        cells = (cell for row in copy for cell in self._choose(row["frames"]))
+        payloads = self._reader("frames").read_all(cells)
+        for row in rows:
+            yield [next(payloads) for _ in self._choose(row["frames"])]
+
+    def _choose(self, cells: list[Cell] | None) -> list[Cell]:
+        """At most `max_frames` of an item's frames, evenly spread."""
+        cells = cells or []
+        count = min(len(cells), self.pictures.max_frames)
+        return [cells[i] for i in np.linspace(0, len(cells) - 1, count).round().astype(int)]
+
+    def _prepare(
+        self,
+        row: Row,
+        *,
+        image: bytes | str | None,
+        frames: list[bytes | str | None],
+        sound: bytes | str | None,
+    ) -> Prepared:
+        causes: list[str] = []
+        picture = self._picture(image, causes, of="pictures")
+        kept = [self._picture(frame, causes, of="frames") for frame in frames]
+        jpegs = tuple(frame.jpeg for frame in kept if frame is not None)
+        clip = self._sound(sound, causes)
+        texts = {
+            name: text
+            for name in self.text_fields
+            if (text := row[f"text_{name}"]) is not None and text.strip()
+        }
+        vectors = self._vectors(row, causes)
+        record = ItemRecord(
+            image=picture.jpeg if picture else None,
+            frames=jpegs,
+            sound=clip.payload if clip else None,
+            sound_suffix=clip.suffix if clip else "",
+            texts=texts,
+            vectors=vectors,
+        )
+        stored = {"image": record.image, "frames": b"".join(jpegs), "sound": record.sound}
+        stored["text"] = "\0".join(text for pair in texts.items() for text in pair).encode()
+        stored |= {name: vectors[name].tobytes() for name in vectors}
+        hashes = {name: content_hash(payload) for name, payload in stored.items() if payload}
+        columns = {f"hash_{name}": hashes.get(name) for name in self.modalities}
+        if self.items.image is not None:
+            columns["phash_image"] = picture.perceptual_hash if picture else None
+        return Prepared(
+            record, causes, has={name: name in hashes for name in self.modalities}, hashes=columns
+        )
+
+    @property
+    def modalities(self) -> list[str]:
+        """What the raw tables were said to hold, and `image` and `text` in any case."""
+        media = [name for name in ("frames", "sound") if getattr(self.items, name) is not None]
+        return ["image", *media, "text", *self.vector_widths]
+
+    def _picture(
+        self, payload: bytes | str | None, causes: list[str], *, of: str
+    ) -> Picture | None:
+        found = prepare_picture(payload, self.pictures) if isinstance(payload, bytes) else payload
+        if isinstance(found, str):
+            causes.append(f"{of}/{found}")
+            return None
+        return found
+
+    def _sound(self, payload: bytes | str | None, causes: list[str]) -> Sound | None:
+        found = prepare_sound(payload, self.sounds) if isinstance(payload, bytes) else payload
+        if isinstance(found, str):
+            causes.append(f"sounds/{found}")
+            return None
+        return found
+
+    def _vectors(self, row: Row, causes: list[str]) -> dict[str, NDArray[np.float32]]:
+        vectors: dict[str, NDArray[np.float32]] = {}
+        for name, width in self.vector_widths.items():
+            if (numbers := row[f"vector_{name}"]) is None:
+                continue
+            vector = np.array(numbers, dtype=np.float32)
+            if len(vector) != width:
+                causes.append(f"vectors/{name}_of_another_width")
+            elif not np.isfinite(vector).all():
+                causes.append(f"vectors/{name}_not_finite")
+            else:
+                vectors[name] = vector
+        return vectors
