@@ -7,6 +7,7 @@ On one machine `--stage all` does everything. On a cluster: `--stage tables` onc
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context
 from typing import Any
@@ -63,9 +64,15 @@ def _run_tasks(tasks: Sequence[Callable[[], None]], *, num_workers: int) -> None
         return
     # Not forked: DuckDB's threads may hold locks that a forked child would wait for for ever.
     context = get_context("spawn")
-    with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
-        for _ in track(pool.map(_call, tasks), "tars", **bar):
-            pass
+    try:
+        with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
+            for _ in track(pool.map(_call, tasks), "tars", **bar):
+                pass
+    except BrokenProcessPool as error:
+        raise OSError(
+            f"a worker process of {num_workers} was killed, most often for want of memory; "
+            "finished tars are kept: give the same command again, with fewer num_workers"
+        ) from error
 
 
 def _call(task: Callable[[], None]) -> None:

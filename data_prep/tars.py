@@ -136,11 +136,12 @@ class TarWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with self._file:
-            if error is None:
-                self._close()
-        if error is not None:
-            self._temporary.unlink(missing_ok=True)
+        try:
+            with self._file:
+                if error is None:
+                    self._close()
+        finally:
+            self._temporary.unlink(missing_ok=True)  # not there where it was renamed
 
     def _close(self) -> None:
         self._flush()
