@@ -40,9 +40,10 @@ _STYLE = """\
   .how th { color: var(--soft); font-weight: 600; width: 160px; }
   .how tr:first-child th { color: var(--soft); }
   .how td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
-  .bar { display: block; width: 220px; height: 12px; background: #f3f0ec; border-radius: 2px;
+  .bar { display: block; width: 220px; height: 12px; border-radius: 2px;
          margin-left: 8px; overflow: hidden; }
   .bar i { display: block; height: 100%; }
+  .columns { display: grid; grid-template-columns: 1fr 1fr; gap: 0 40px; align-items: start; }
   .text th, .text td { text-align: left; white-space: normal; overflow-wrap: anywhere;
                        unicode-bidi: isolate; max-width: 320px; }
   details > summary { cursor: pointer; font-size: 14.5px; padding: 5px 0; }
@@ -110,10 +111,13 @@ def table(heading: Sequence[str], rows: Iterable[Sequence[object]], *, kind: str
     return Html(f'<div class="scroll"><table class="{kind}">{"".join(lines)}</table></div>')
 
 
-def bar(share: float, *, colour: str) -> Html:
-    """A share of 0 to 1 as a bar."""
+def bar(share: float, *, colour: str, rest: str = "#f3f0ec") -> Html:
+    """A share of 0 to 1 as a bar; `rest` colours what is left to 1."""
     width = 100 * min(max(share, 0.0), 1.0)
-    return Html(f'<span class="bar"><i style="width:{width:.2f}%;background:{colour}"></i></span>')
+    return Html(
+        f'<span class="bar" style="background:{rest}">'
+        f'<i style="width:{width:.2f}%;background:{colour}"></i></span>'
+    )
 
 
 def _row(tag: str, cells: Sequence[object]) -> str:
