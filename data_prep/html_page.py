@@ -44,6 +44,7 @@ _STYLE = """\
          margin-left: 8px; overflow: hidden; }
   .bar i { display: block; height: 100%; }
   .columns { display: grid; grid-template-columns: 1fr 1fr; gap: 0 40px; align-items: start; }
+  td .bar { width: 100%; min-width: 90px; max-width: 220px; margin: 3px 0 0 auto; }
   .text th, .text td { text-align: left; white-space: normal; overflow-wrap: anywhere;
                        unicode-bidi: isolate; max-width: 320px; }
   details > summary { cursor: pointer; font-size: 14.5px; padding: 5px 0; }

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 POPULAR_SHARE = 0.1
 """Popular is the tenth of the warm items with the most training events."""
-_TEXT_CHARACTERS = 160
+_TEXT_CHARACTERS = 120
 _JPEG_QUALITY = 80
 
 

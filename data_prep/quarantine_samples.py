@@ -29,7 +29,7 @@ def read_samples(dataset_dir: Path, *, per_cause: int) -> dict[str, Samples]:
         columns = [name for name in file.schema_arrow.names if name != "cause"]
         for batch in file.iter_batches():
             for row in batch.to_pylist():
-                for cause in str(row.pop("cause")).split(", "):
+                for cause in dict.fromkeys(str(row.pop("cause")).split(", ")):
                     name = cause if "/" in cause else f"{path.stem}/{cause}"
                     kept = samples.setdefault(name, Samples(columns))
                     if len(kept.rows) < per_cause:

@@ -20,8 +20,7 @@ def write_report(config: ReportConfig) -> list[str]:
     dataset = open_columns(config.dataset_dir)
     facts = collect_facts(dataset, config)
     sentences = summary(facts)
-    page = whole_page(facts, dataset, config, lead=sentences)
-    payload = page.encode(errors="xmlcharrefreplace")  # texts may hold lone surrogates
+    payload = whole_page(facts, dataset, config, lead=sentences).encode()
     replace_file(config.file, payload)
     logger.info("report: wrote %s (%s bytes)", config.file, f"{len(payload):,}")
     return sentences

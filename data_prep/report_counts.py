@@ -194,8 +194,8 @@ def bytes_by_kind(dataset: Dataset) -> dict[str, int]:
     """Bytes of the files in the manifest, those of the item tars by what they hold."""
     kinds: Counter[str] = Counter()
     for entry in dataset.manifest.files:
-        if entry.path.endswith(".index.arrow"):
-            kinds["indexes"] += entry.bytes
+        if entry.path.endswith(".arrow"):
+            kinds["indexes" if entry.path.endswith(".index.arrow") else "token ids"] += entry.bytes
         elif entry.path.startswith("items/"):
             held = _member_bytes(dataset, entry.path.removesuffix(".tar") + ".index.arrow")
             kinds.update(held)
@@ -219,9 +219,11 @@ def _member_bytes(dataset: Dataset, index_path: str) -> Counter[str]:
 
 def _kind_of(member: str) -> str:
     """What a member of an item tar is called in the report."""
-    suffix = "." + member.rpartition(".")[2]
-    kinds = {"." + IMAGE_MEMBER: "pictures", "." + JSON_MEMBER: "texts", VECTOR_SUFFIX: "vectors"}
-    return kinds.get(suffix, f"members {suffix}")
+    if member == JSON_MEMBER:
+        return "texts"
+    if member.endswith(VECTOR_SUFFIX):
+        return "vectors"
+    return "pictures" if member.endswith(IMAGE_MEMBER) else member.partition(".")[0]
 
 
 def value_column(dataset: Dataset, name: str) -> NDArray[Any]:

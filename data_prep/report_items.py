@@ -25,6 +25,8 @@ _SHEET_TEXT = {
 
 def quarantine_section(facts: ReportFacts, dataset: Dataset, cards: ItemCards) -> Html:
     """Records that were set aside, by cause, the most frequent first."""
+    if not facts.manifest.quarantine:
+        return section("Quarantine", quarantined(facts))
     samples = read_samples(dataset.dir, per_cause=SAMPLES_A_CAUSE)
     causes = facts.manifest.quarantine
     parts = [
@@ -91,9 +93,11 @@ def duplicate_sections(facts: ReportFacts, cards: ItemCards) -> Iterator[Html]:
 def _counted(groups: DuplicateGroups) -> str:
     if not groups.num_groups:
         return "There are none."
+    if groups.num_groups == 1:
+        return f"{groups.num_items:,} items in one group, so {groups.num_spare:,} to spare."
     return (
         f"{groups.num_items:,} items in {groups.num_groups:,} groups, so {groups.num_spare:,} to "
-        f"spare; the {len(groups.largest)} largest groups:"
+        f"spare; the {len(groups.largest)} largest groups are shown."
     )
 
 

@@ -1,13 +1,17 @@
 """The page of `report`, section by section; each says what to look for."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_prep import report_plots
 from data_prep.dataset import Dataset
+from data_prep.events import Int64
 from data_prep.figures import BLUE, GREY, RUST
-from data_prep.html_page import Html, bar, figure, page, section, table
+from data_prep.html_page import Html, bar, figure, join, page, section, table
+from data_prep.manifest import Manifest
 from data_prep.picture_sheet import ItemCards
 from data_prep.report_facts import ReportFacts
 from data_prep.report_items import duplicate_sections, quarantine_section, sheet_sections
@@ -59,13 +63,30 @@ def _sizes(facts: ReportFacts) -> Html:
         "Times are UTC. Nothing after valid_start may be learnt from.",
         Html('<div class="columns"><div>'),
         table(["time", ""], list(times.items())),
-        table(["made from", ""], [["fingerprint", manifest.source_fingerprint[:16]]]),
+        _made_with(manifest),
         Html("</div><div>"),
         table(["count", ""], list(counts.items())),
         Html("</div></div>"),
         Html("<h3>Bytes on disk</h3>"),
         table(["what", "bytes", "share", ""], kinds),
     )
+
+
+def _made_with(manifest: Manifest) -> Html:
+    """What was mapped, and the settings that decide what is in the dataset."""
+    features = dataclasses.asdict(manifest.features)
+    rows = {name: _pairs(facts) or "yes" for name, facts in manifest.modalities.items()}
+    rows |= {f"{of} features": _pairs(kinds) or "none" for of, kinds in features.items()}
+    rows["filter"] = _pairs(manifest.config.get("filter", {}))
+    rows["fingerprint"] = manifest.source_fingerprint[:16]
+    return table(["made with", ""], list(rows.items()), kind="text")
+
+
+def _pairs(values: Mapping[str, object]) -> str:
+    def shown(value: object) -> str:
+        return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+    return "; ".join(f"{name}: {shown(value)}" for name, value in values.items())
 
 
 def _filters(facts: ReportFacts) -> Html:
@@ -94,30 +115,32 @@ def _missing(facts: ReportFacts) -> Html:
     if len(lacks) > 1:
         lacks["every modality"] = np.logical_and.reduce(list(lacks.values()))
     groups = {
-        "all items": np.ones(len(cold), np.int64),
-        "warm items": (~cold).astype(np.int64),
-        "cold items": cold.astype(np.int64),
-        "test events": test_I,
+        "all items": (np.ones(len(cold), np.int64), GREY),
+        "warm items": ((~cold).astype(np.int64), BLUE),
+        "cold items": (cold.astype(np.int64), RUST),
+        "test events": (test_I, GREY),
     }
-    colours = {"all items": GREY, "warm items": BLUE, "cold items": RUST, "test events": GREY}
     rows = [
-        [
-            f"{name}: {group}",
-            f"{(without := int(weight_I[lack].sum())):,}",
-            f"{(total := int(weight_I.sum())):,}",
-            percent(without, total),
-            bar(without / max(total, 1), colour=colours[group]),
-        ]
+        [name, *(_lacking(weight_I, lack, colour=colour) for weight_I, colour in groups.values())]
         for name, lack in lacks.items()
-        for group, weight_I in groups.items()
     ]
     return section(
         "Missing content",
         "Look for cold items that miss more than warm ones: content is all that is known of them. "
         "Cold are items without a positive event before valid_start, warm the others.",
-        table(["modality and group", "without", "of", "share", ""], rows)
-        if rows
-        else Html("<p>The dataset maps no content.</p>"),
+        table(["without", *groups], rows) if rows else Html("<p>The dataset maps no content.</p>"),
+    )
+
+
+def _lacking(weight_I: Int64, lack: NDArray[np.bool_], *, colour: str) -> Html:
+    """A cell: which share of the weight lies on items that lack something."""
+    without, total = int(weight_I[lack].sum()), int(weight_I.sum())
+    return join(
+        [
+            percent(without, total),
+            Html(f"<small>{without:,} of {total:,}</small>"),
+            bar(without / max(total, 1), colour=colour),
+        ]
     )
 
 
@@ -158,8 +181,8 @@ def _timeline(facts: ReportFacts) -> Html:
         ]
         for split, counts in splits.items()
     ]
-    heading = ["split", "events", "positive", "users", "items", "of cold items",
-               "of users without history"]  # fmt: skip
+    heading = ["split", "events", "positive", "users", "items", "on cold items",
+               "by users without history"]  # fmt: skip
     return section(
         "Events over time",
         "Look for gaps, for spikes of imported rows, and for a test period long enough to judge "
@@ -193,12 +216,13 @@ def _clicks(facts: ReportFacts) -> Html:
         ]
         for split, counts in splits.items()
     ]
-    heading = ["split", "impressions", "clicks", "click rate", "of cold items", "cold share",
+    heading = ["split", "impressions", "clicks", "click rate", "click rate, cold", "cold share",
                "users", "items"]  # fmt: skip
     return section(
         title,
         "Look for a click rate that jumps at a cut-off: then the splits were not logged alike, "
-        "and calibration on one says little of the other. A larger dot is more impressions.",
+        "and calibration on one says little of the other. A larger dot is more impressions. Where "
+        "clicks are events too, cold items have no click in training: it would make them warm.",
         figure(
             report_plots.click_rate_figure(
                 facts.impressions.time_edges,

@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from data_prep.events import Int64
@@ -42,11 +44,14 @@ def popularity_figure(train_count_I: Int64) -> str:
             held = running[top - 1] / total
             shares.plot(share, held, "o", color=RUST, ms=5)
             shares.annotate(
-                f"top {share:.0%}: {held:.0%}", (share, held), (7, -9), textcoords="offset points"
+                f"top {100 * share:.0f} %: {100 * held:.0f} %",
+                (share, held),
+                (7, -9),
+                textcoords="offset points",
             )
         shares.set(xscale="log", ylim=(0, 1.03), xlabel="share of the catalogue, most popular "
                    "first", title="share of training positives")  # fmt: skip
-        shares.xaxis.set_major_formatter(lambda value, _: f"{value:.10g}")
+        _plain_numbers(ranks.xaxis, ranks.yaxis, shares.xaxis)
         return svg(figure)
 
 
@@ -63,11 +68,12 @@ def history_figure(lengths_U: Int64) -> str:
             place = float(np.quantile(length, share)) if len(length) else 1.0
             axes.axvline(place, color=GREY, lw=0.9, ls="--")
             axes.annotate(
-                f"{share:.0%}\n{place:,.0f}", (place, 1), (3, -3), va="top", color=GREY,
+                f"{100 * share:.0f} %\n{place:,.0f}", (place, 1), (3, -3), va="top", color=GREY,
                 fontsize=8, xycoords=("data", "axes fraction"), textcoords="offset points",
             )  # fmt: skip
         axes.set(xscale="log", yscale="log", xlabel="events before valid_start",
                  ylabel="users with at least as many")  # fmt: skip
+        _plain_numbers(axes.xaxis, axes.yaxis)
         return svg(figure)
 
 
@@ -77,12 +83,11 @@ def timeline_figure(
     """Events over time, coloured by split, with the cut-offs."""
     with house_style():
         figure, (axes,) = new_figure(9, 2.9)
-        left, width = _days(edges[:-1]), np.diff(_days(edges))
-        below = np.zeros(len(left))
+        below = np.zeros(len(edges) - 1)
         for split, count_T in timelines.items():
-            axes.bar(left, count_T, width, bottom=below, align="edge", color=COLOURS[split],
-                     label=split, lw=0)  # fmt: skip
-            below += count_T
+            axes.stairs(below + count_T, _days(edges), baseline=below, fill=True, lw=0,
+                        color=COLOURS[split], label=split)  # fmt: skip
+            below = below + count_T
         axes.set(ylabel="events", ylim=(0, 1.18 * max(below.max(), 1)))
         _mark_cutoffs(axes, cutoffs)
         axes.legend(frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
@@ -113,6 +118,16 @@ def click_rate_figure(
         _mark_cutoffs(axes, cutoffs)
         axes.legend(frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
         return svg(figure)
+
+
+def _plain_numbers(*log_axes: Axis) -> None:
+    """Label a log axis with numbers rather than powers, the twos and fives too if it is short."""
+    for axis in log_axes:
+        low, high = sorted(axis.get_view_interval())
+        steps = (1.0, 2.0, 5.0) if high < 300 * low else (1.0,)
+        axis.set_major_locator(LogLocator(subs=steps))
+        axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+        axis.set_minor_locator(NullLocator())
 
 
 def _mark_cutoffs(axes: Axes, cutoffs: Cutoffs) -> None:

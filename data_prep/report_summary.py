@@ -114,10 +114,11 @@ def _distributions(facts: ReportFacts) -> str:
     lengths = facts.events.history_lengths_U
     seen = lengths[lengths > 0]
     median = float(np.median(seen)) if len(seen) else 0.0
+    top, tenth = (share_of_top(facts.train_count_I, share) for share in (0.01, 0.1))
     return (
-        f"The most popular 1 % of items have {share_of_top(facts.train_count_I, 0.01):.1%} of the "
-        f"positives in training, 10 % have {share_of_top(facts.train_count_I, 0.1):.1%}; the "
-        f"median history has {median:,.0f} events, the longest {lengths.max(initial=0):,}."
+        f"The most popular 1 % of items have {100 * top:.1f} % of the positives in training, 10 % "
+        f"have {100 * tenth:.1f} %; the median history has {median:,.0f} events, the longest "
+        f"{lengths.max(initial=0):,}."
     )
 
 
