@@ -48,8 +48,10 @@ _STYLE = """\
   .text th, .text td { text-align: left; white-space: normal; overflow-wrap: anywhere;
                        unicode-bidi: isolate; max-width: 320px; }
   details > summary { cursor: pointer; font-size: 14.5px; padding: 5px 0; }
-  .cards { display: grid; gap: 14px; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); }
-  .cards.small { grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); gap: 10px; }
+  .cards { display: grid; gap: 14px; grid-template-columns: repeat(auto-fill, minmax(170px, 1fr)); }
+  .groups { display: flex; flex-wrap: wrap; gap: 4px 32px; }
+  .cards.small { display: flex; flex-wrap: wrap; gap: 10px; }
+  .small .card { width: 104px; }
   .card { font-size: 12px; line-height: 1.35; overflow-wrap: anywhere; unicode-bidi: isolate; }
   .card img, .card .none { display: block; width: 100%; height: 150px; object-fit: contain;
                            background: #f3f0ec; border-radius: 4px; margin-bottom: 6px; }

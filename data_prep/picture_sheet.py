@@ -63,10 +63,12 @@ class ItemCards:
         record = self.content.read(row)
         texts = [Html(f"<span>{escape(_shortened(text))}</span>") for text in record.texts.values()]
         shown = Html("<br>").join(texts) if texts else "<small>no text</small>"
-        count = f"{self.train_count_I[row]:,} in training" if self.train_count_I[row] else "cold"
+        count = self.train_count_I[row]
+        known = f"train_count {count:,}" if count else "cold"
         return Html(
             f'<div class="card">{_picture(record, row=row, side=side)}'
-            f"<b>{escape(self.item_id(row))}</b><small>row {row:,} · {count}</small>{shown}</div>"
+            f"<b>{escape(self.item_id(row))}</b><small>row {row:,}</small>"
+            f"<small>{known}</small>{shown}</div>"
         )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from data_prep.dataset import Dataset
 from data_prep.duplicates import NEAR_DISTANCE, DuplicateGroups
-from data_prep.html_page import Html, escape, section, table
+from data_prep.html_page import Html, escape, join, section, table
 from data_prep.picture_sheet import ItemCards, choose_items
 from data_prep.quarantine_samples import Samples, read_samples
 from data_prep.report_facts import ReportFacts
@@ -19,7 +19,7 @@ _SHEET_SIDE, _GROUP_SIDE = 200, 120
 _CELL_CHARACTERS = 200
 _SHEET_TEXT = {
     "Popular items": " of the tenth with the most positives in training",
-    "Cold items": " of those without",
+    "Cold items": " of the items without a positive in training",
 }
 
 
@@ -75,9 +75,9 @@ def duplicate_sections(facts: ReportFacts, cards: ItemCards) -> Iterator[Html]:
         yield section(
             f"Items with the same {name}",
             "Look for placeholders, and for one product under several ids: as a negative of "
-            f"itself it is noise. {_counted(copies.groups)} {copies.num_cold_of_warm:,} cold "
-            "items have what a warm item has, so they are cold by id alone.",
-            *_groups(copies.groups, cards),
+            f"itself it is noise. {_counted(copies.groups)} Cold items that have what a warm one "
+            f"has: {copies.num_cold_of_warm:,}; these are cold by their id alone.",
+            _groups(copies.groups, cards),
         )
     if facts.near is not None:
         yield section(
@@ -86,7 +86,7 @@ def duplicate_sections(facts: ReportFacts, cards: ItemCards) -> Iterator[Html]:
             "without groups of one and the same file. Look for variants of one product, and for "
             f"pictures of hardly any detail. {facts.num_near_compared:,} pictures were compared. "
             f"{_counted(facts.near)}",
-            *_groups(facts.near, cards),
+            _groups(facts.near, cards),
         )
 
 
@@ -101,11 +101,16 @@ def _counted(groups: DuplicateGroups) -> str:
     )
 
 
-def _groups(groups: DuplicateGroups, cards: ItemCards) -> Iterator[Html]:
-    for rows in groups.largest:
-        more = f", {ITEMS_A_GROUP} shown" if len(rows) > ITEMS_A_GROUP else ""
-        yield Html(f"<h3>{len(rows):,} items{more}</h3>")
-        yield cards.cards(rows[:ITEMS_A_GROUP], side=_GROUP_SIDE, kind="small")
+def _groups(groups: DuplicateGroups, cards: ItemCards) -> Html:
+    """The largest groups, one beside the other as far as they fit."""
+    shown = [
+        Html(
+            f"<div><h3>{len(rows):,} items{', some shown' if len(rows) > ITEMS_A_GROUP else ''}"
+            f"</h3>{cards.cards(rows[:ITEMS_A_GROUP], side=_GROUP_SIDE, kind='small')}</div>"
+        )
+        for rows in groups.largest
+    ]
+    return Html(f'<div class="groups">{join(shown)}</div>')
 
 
 def sheet_sections(facts: ReportFacts, cards: ItemCards, config: ReportConfig) -> Iterator[Html]:
