@@ -73,10 +73,12 @@ class ItemCards:
 
 
 def _picture(record: ItemRecord, *, row: int, side: int) -> Html:
-    if record.image is None:
+    """The picture, or the first frame where there is none."""
+    shown = record.image or next(iter(record.frames), None)
+    if shown is None:
         return Html('<span class="none">no picture</span>')
     try:
-        payload = thumbnail(record.image, side=side)
+        payload = thumbnail(shown, side=side)
     except Exception as error:  # decoders meet any bytes and raise anything; the card says so
         logger.warning("item row %d: its picture cannot be shown (%s)", row, error)
         return Html('<span class="none">cannot be decoded</span>')

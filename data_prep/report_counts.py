@@ -119,10 +119,10 @@ class ImpressionFacts:
 
 def count_impressions(dataset: Dataset, *, is_cold_I: NDArray[np.bool_]) -> ImpressionFacts | None:
     """Count each split's impressions, a row group at a time; None without impressions."""
-    paths = {split: dataset.dir / impressions_file(split) for split in SPLITS}
-    if not all(path.is_file() for path in paths.values()):
+    names = {split: impressions_file(split) for split in SPLITS}
+    if not {file.path for file in dataset.manifest.files}.issuperset(names.values()):
         return None
-    files = {split: pq.ParquetFile(path) for split, path in paths.items()}
+    files = {split: pq.ParquetFile(dataset.folder.path(name)) for split, name in names.items()}
     ranges = [time for file in files.values() for time in _first_and_last_time(file)]
     if not ranges:
         return None
@@ -210,7 +210,7 @@ def bytes_by_kind(dataset: Dataset) -> dict[str, int]:
 
 
 def _member_bytes(dataset: Dataset, index_path: str) -> Counter[str]:
-    index = read_index(dataset.dir / index_path)
+    index = read_index(dataset.folder.path(index_path))
     held: Counter[str] = Counter()
     for row in index.group_by("member").aggregate([("size", "sum")]).to_pylist():
         held[_kind_of(row["member"])] += row["size_sum"]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from data_prep.dataset import Dataset
 from data_prep.duplicates import DuplicateGroups, exact_groups, near_groups
 from data_prep.events import Int64
+from data_prep.folders import open_folder
 from data_prep.manifest import Manifest
 from data_prep.records import ITEMS_FILE, USERS_FILE
 from data_prep.report_counts import (
@@ -89,16 +90,16 @@ def collect_facts(dataset: Dataset, config: ReportConfig) -> ReportFacts:
 
 def open_columns(dataset_dir: Path) -> Dataset:
     """The dataset with the columns that are counted; ids and features stay on disk."""
-    manifest = Manifest.load(dataset_dir)
+    folder, manifest = open_folder(dataset_dir)
     wanted = {"train_count", "phash_image"}
     wanted |= {f"{kind}_{name}" for kind in ("has", "hash") for name in manifest.modalities}
-    names = pq.read_schema(dataset_dir / ITEMS_FILE).names
+    names = pq.read_schema(folder.path(ITEMS_FILE)).names
     columns = [name for name in names if name in wanted]
     return Dataset(
-        dir=dataset_dir,
+        folder=folder,
         manifest=manifest,
-        items=pq.read_table(dataset_dir / ITEMS_FILE, columns=columns),
-        users=pq.read_table(dataset_dir / USERS_FILE, columns=["user_row"]),
+        items=pq.read_table(folder.path(ITEMS_FILE), columns=columns),
+        users=pq.read_table(folder.path(USERS_FILE), columns=["user_row"]),
     )
 
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.folders import url_of
+
 REPORT_FILE = "report.html"
 
 
@@ -25,6 +27,11 @@ class ReportConfig:
         for name in ("num_pictures", "max_near_pictures", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: found {getattr(self, name)}, expected 0 or more")
+        if self.out is None and url_of(self.dataset_dir):
+            raise ValueError(
+                f"out: found nothing for the dataset {self.dataset_dir} behind a URL, expected a "
+                "file on this machine; give one"
+            )
         if self.out is not None and self.out.is_dir():
             raise ValueError(f"out: found the folder {self.out}, expected a file; add a name")
 
