@@ -72,19 +72,24 @@ def duplicate_sections(facts: ReportFacts, cards: ItemCards) -> Iterator[Html]:
             "python -m data_prep shard to have them.",
         )
     for name, copies in facts.copies.items():
+        cold = (
+            f"Cold items that have what a warm one has: {copies.num_cold_of_warm:,}; these are "
+            "cold by their id alone."
+        )
         yield section(
             f"Items with the same {name}",
             "Look for placeholders, and for one product under several ids: as a negative of "
-            f"itself it is noise. {_counted(copies.groups)} Cold items that have what a warm one "
-            f"has: {copies.num_cold_of_warm:,}; these are cold by their id alone.",
+            f"itself it is noise. {_counted(copies.groups)} "
+            f"{cold if copies.num_cold_of_warm else ''}",
             _groups(copies.groups, cards),
         )
     if facts.near is not None:
         yield section(
             "Pictures that look alike",
             f"Perceptual hashes linked by differences of at most {NEAR_DISTANCE} of 64 bits, "
-            "without groups of one and the same file. Look for variants of one product, and for "
-            f"pictures of hardly any detail. {facts.num_near_compared:,} pictures were compared. "
+            "without groups of one and the same file; they see shapes, not colours. Look for "
+            "variants of one product, and for pictures of hardly any detail. "
+            f"{facts.num_near_compared:,} pictures were compared. "
             f"{_counted(facts.near)}",
             _groups(facts.near, cards),
         )
