@@ -1,10 +1,11 @@
-"""Command lines of data_prep: toy, shard, verify."""
+"""Command lines of data_prep: toy, shard, verify, report."""
 
 import logging
 import os
 import sys
 from typing import TYPE_CHECKING
 
+from data_prep.report_settings import ReportConfig
 from data_prep.settings import RunConfig, ShardConfig, VerifyConfig
 from data_prep.toy_settings import ToyConfig
 
@@ -50,6 +51,7 @@ def build_parser() -> "ArgumentParser":
         ("toy", [ToyConfig], "a made-up world whose best reachable AUC is known"),
         ("shard", [ShardConfig, RunConfig], "raw tables to a dataset folder"),
         ("verify", [VerifyConfig], "a dataset folder against its manifest"),
+        ("report", [ReportConfig], "a dataset folder as an HTML page to look at"),
     ):
         command = ArgumentParser(description=text, exit_on_error=False)
         command.add_argument("--config", action="config", help="YAML file with these settings.")
@@ -93,6 +95,11 @@ def _run(parser: "ArgumentParser", settings: "Namespace") -> int:
                 print(line)
             print(f"{len(damage)} problems" if damage else "intact")
             return DAMAGED if damage else 0
+        case "report":
+            from data_prep.report import write_report
+
+            config = ReportConfig(**values)
+            print(*write_report(config), f"written to {config.file}", sep="\n")
     return 0
 
 

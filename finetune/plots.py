@@ -4,56 +4,26 @@ Shapes: I items, W width of their vectors.
 """
 
 import csv
-import io
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from data_prep.figures import BLUE, GOLD, GREY, RUST, house_style, new_figure, svg
 from finetune.compare import Comparison
 from finetune.metrics import Floats, calibration_curve
 
-COLOURS = {"none": "#6b7280", "noise": "#c9a227", "raw": "#3b82c4", "aligned": "#c2410c"}
-_STYLE = {
-    "svg.fonttype": "path",  # text as outlines: the same look on every machine
-    "svg.hashsalt": "triptych",  # the same bytes for the same figures
-    "font.size": 9.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e5e7eb",
-    "axes.edgecolor": "#9ca3af",
-    "axes.titlesize": 10.0,
-    "axes.titleweight": "bold",
-    "axes.axisbelow": True,
-}
-
-
-def svg(figure: Figure) -> str:
-    """The figure as an SVG element to stand inside HTML."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
-    text = buffer.getvalue()
-    return re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", text[text.index("<svg") :])
-
-
-def _figure(width: float, height: float, *, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(1, columns, squeeze=False)[0]
-    return figure, list(axes)
+COLOURS = {"none": GREY, "noise": GOLD, "raw": BLUE, "aligned": RUST}
 
 
 def learning_curves(comparison: Comparison) -> str:
     """Training and validation AUC per epoch, a thin line a seed."""
-    with mpl.rc_context(_STYLE):
-        figure, (train, valid) = _figure(9, 3.2, columns=2)
+    with house_style():
+        figure, (train, valid) = new_figure(9, 3.2, columns=2)
         for rung, runs in comparison.runs.items():
             for run in runs:
                 epochs = [row["epoch"] for row in run.history]
@@ -74,8 +44,8 @@ def learning_curves(comparison: Comparison) -> str:
 
 def ladder_figure(comparison: Comparison) -> str:
     """AUC of every rung on the whole split and on cold items, with intervals and seeds."""
-    with mpl.rc_context(_STYLE):
-        figure, both = _figure(9, 3.2, columns=2)
+    with house_style():
+        figure, both = new_figure(9, 3.2, columns=2)
         titles = {"auc": "whole test split", "auc_cold": "cold items"}
         for axes, (metric, title) in zip(both, titles.items(), strict=True):
             for place, rung in enumerate(comparison.rungs):
@@ -108,8 +78,8 @@ def slices_figure(comparison: Comparison) -> str:
     """AUC of every slice as bars with intervals."""
     names = {"auc": "all", "auc_warm": "warm items", "auc_tail": "tail items",
              "auc_cold": "cold items", "auc_new_users": "new users"}  # fmt: skip
-    with mpl.rc_context(_STYLE):
-        figure, (axes,) = _figure(9, 3.0)
+    with house_style():
+        figure, (axes,) = new_figure(9, 3.0)
         width = 0.8 / len(comparison.rungs)
         for index, rung in enumerate(comparison.rungs):
             places = np.arange(len(names)) + (index - (len(comparison.rungs) - 1) / 2) * width
@@ -134,8 +104,8 @@ def slices_figure(comparison: Comparison) -> str:
 
 def calibration_figure(comparison: Comparison) -> str:
     """Observed against predicted click rate, all seeds of a rung together."""
-    with mpl.rc_context(_STYLE):
-        figure, (axes,) = _figure(4.4, 3.6)
+    with house_style():
+        figure, (axes,) = new_figure(4.4, 3.6)
         axes.plot([0, 1], [0, 1], color="#9ca3af", lw=1, ls="--")
         highest = 0.0
         for rung, runs in comparison.runs.items():
@@ -156,8 +126,8 @@ def item_map(vectors: Mapping[str, NDArray[np.float32]], groups: Sequence[str]) 
     names, counts = np.unique(np.array(groups), return_counts=True)
     shown = list(names[np.argsort(-counts)][:9])
     palette = mpl.colormaps["tab10"]
-    with mpl.rc_context(_STYLE):
-        figure, both = _figure(9, 4.0, columns=len(vectors))
+    with house_style():
+        figure, both = new_figure(9, 4.0, columns=len(vectors))
         for axes, (title, vector_IW) in zip(both, vectors.items(), strict=True):
             place_I2, share = principal_plane(vector_IW)
             for index, name in enumerate([*shown, None]):
@@ -193,7 +163,7 @@ def pretrain_curves(metrics_csv: Path) -> str | None:
         return None
     columns = 3
     lines = -(-len(curves) // columns)
-    with mpl.rc_context(_STYLE):
+    with house_style():
         figure = Figure(figsize=(9, 1.9 * lines), layout="constrained")
         grid = figure.subplots(lines, columns, squeeze=False).flatten()
         for axes, (name, (steps, values)) in zip(grid, curves.items(), strict=False):

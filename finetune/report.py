@@ -1,6 +1,5 @@
 """metrics.json and report.html of a ladder: one file, no script, nothing from elsewhere."""
 
-import html
 import logging
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,10 +10,10 @@ import pyarrow.compute as pc
 import yaml
 
 from data_prep.dataset import Dataset, open_dataset
+from data_prep.html_page import Html, figure, page, section, table
 from finetune import plots, run_folder
 from finetune.compare import Comparison, compare
 from finetune.embeddings import Embeddings
-from finetune.report_page import PAGE
 from finetune.run_folder import Run
 from finetune.settings import ReportConfig
 from finetune.slices import SLICES
@@ -120,20 +119,24 @@ def _page(
             sections.append(("Pre-training", "What the pre-training run logged.", curves))
     elif pretrain_metrics is not None:
         logger.warning("%s: no such file, so no pre-training curves", pretrain_metrics)
-    body = "\n".join(
-        f"<section><h2>{title}</h2><p>{text}</p>"
-        f'<figure class="{"narrow" if title == "Calibration" else "wide"}">{drawing}</figure>'
-        "</section>"
+    drawings = [
+        section(title, text, figure(drawing, kind="narrow" if title == "Calibration" else "wide"))
         for title, text, drawing in sections
+    ]
+    side_by_side = section(
+        "Side by side",
+        "Mean ± standard deviation over the seeds, on the test split.",
+        _table(comparison),
+        Html("<p>Differences with their 95 % intervals over users, paired.</p>"),
+        _differences(comparison),
     )
-    return PAGE.substitute(
-        title=html.escape(f"{dataset.manifest.name}: does pre-training help?"),
-        verdict="".join(f"<p>{html.escape(sentence)}</p>" for sentence in sentences)
-        or "<p>There is nothing to compare the rungs with.</p>",
-        table=_table(comparison),
-        differences=_differences(comparison),
-        body=body,
-        how=_how(comparison, dataset, head=head),
+    how = section(
+        "How it was run", "What the figures rest on.", _how(comparison, dataset, head=head)
+    )
+    return page(
+        title=f"{dataset.manifest.name}: does pre-training help?",
+        lead=sentences or ["There is nothing to compare the rungs with."],
+        sections=[side_by_side, *drawings, how],
     )
 
 
@@ -145,36 +148,36 @@ def _ladder_text(comparison: Comparison) -> str:
     )
 
 
-def _slice_text() -> str:
-    return "; ".join(f"<b>{name.replace('_', ' ')}</b>: {text}" for name, text in SLICES.items())
+def _slice_text() -> Html:
+    parts = [Html(f"<b>{name.replace('_', ' ')}</b>: {text}") for name, text in SLICES.items()]
+    return Html("; ".join(parts))
 
 
-def _table(comparison: Comparison) -> str:
+def _table(comparison: Comparison) -> Html:
     names = {"auc": "AUC", "auc_cold": "AUC cold", "auc_tail": "AUC tail", "gauc": "GAUC",
              "logloss": "log loss", "ece": "ECE"}  # fmt: skip
-    heading = "".join(f"<th>{label}</th>" for label in names.values())
-    rows = [f"<tr><th>rung</th>{heading}</tr>"]
-    for rung in comparison.rungs:
-        cells = "".join(f"<td>{comparison.spreads[rung][name].text}</td>" for name in names)
-        colour = plots.COLOURS[rung]
-        rows.append(
-            f'<tr><th><span class="dot" style="background:{colour}"></span>{rung}'
-            f"<small>{_RUNG_TEXT[rung]}</small></th>{cells}</tr>"
-        )
-    return f"<table>{''.join(rows)}</table>"
+    rows = [
+        [_rung_cell(rung), *(comparison.spreads[rung][name].text for name in names)]
+        for rung in comparison.rungs
+    ]
+    return table(["rung", *names.values()], rows)
 
 
-def _differences(comparison: Comparison) -> str:
+def _rung_cell(rung: str) -> Html:
+    dot = f'<span class="dot" style="background:{plots.COLOURS[rung]}"></span>'
+    return Html(f"{dot}{rung}<small>{_RUNG_TEXT[rung]}</small>")
+
+
+def _differences(comparison: Comparison) -> Html:
     names = {"auc": "AUC", "auc_cold": "AUC cold", "auc_tail": "AUC tail", "gauc": "GAUC"}
-    heading = "".join(f"<th>{label}</th>" for label in names.values())
-    rows = [f"<tr><th>difference</th>{heading}</tr>"]
-    for pair, metrics in comparison.differences.items():
-        cells = "".join(f"<td>{metrics[name].text}</td>" for name in names)
-        rows.append(f"<tr><th>{pair.replace('-', ' minus ')}</th>{cells}</tr>")
-    return f"<table>{''.join(rows)}</table>"
+    rows = [
+        [pair.replace("-", " minus "), *(metrics[name].text for name in names)]
+        for pair, metrics in comparison.differences.items()
+    ]
+    return table(["difference", *names.values()], rows)
 
 
-def _how(comparison: Comparison, dataset: Dataset, *, head: str) -> str:
+def _how(comparison: Comparison, dataset: Dataset, *, head: str) -> Html:
     """The table of how it was run."""
     runs = [run for members in comparison.runs.values() for run in members]
     about = _protocol(comparison)
@@ -200,7 +203,7 @@ def _how(comparison: Comparison, dataset: Dataset, *, head: str) -> str:
     }
     if release is None:
         rows["look-ahead"] = "no release was used"
-    return "".join(f"<tr><th>{k}</th><td>{html.escape(v)}</td></tr>" for k, v in rows.items())
+    return table([], list(rows.items()), kind="how")
 
 
 def _day(time_ms: int) -> str:
@@ -223,5 +226,5 @@ def _map(dataset: Dataset, embeddings_dir: Path) -> tuple[str, str] | None:
     vectors = {
         title: embeddings.item_vectors(title).numpy()[:-1][rows] for title in ("raw", "aligned")
     }
-    text = f"Two main directions of the item vectors, coloured by “{html.escape(name)}”."
+    text = f"Two main directions of the item vectors, coloured by “{name}”."
     return text, plots.item_map(vectors, [groups[row] or "missing" for row in rows])
