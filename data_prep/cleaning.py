@@ -92,7 +92,7 @@ def set_bad_rows_aside(
     A clean log costs no more than counting its rows.
     """
     setting = log.source.setting
-    rows_in = count_rows(engine, log.typed)
+    rows_in = count_rows(engine, log.typed if log.source.is_text else log.source.table)
     if rows_in == 0:
         raise ValueError(f"{log.source.path}: found no rows, expected {setting}; give a log")
     if rows_in > usable_rows:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.arrays import to_arrow, to_numpy
 from data_prep.cleaning import Ledger
 from data_prep.manifest import Cutoffs
 from data_prep.parquet_files import read_in_order, write_parquet
@@ -66,7 +67,7 @@ def time_of_rank(events: Path, rank: int) -> int:
         width = (high - low) // HISTOGRAM_BINS + 1
         counts = np.zeros(HISTOGRAM_BINS, np.int64)
         for table in read_in_order(events, ["time"]):
-            time_n = table["time"].to_numpy()
+            time_n = to_numpy(table["time"])
             inside = time_n[(time_n >= low) & (time_n <= high)]
             counts += np.bincount((inside - low) // width, minlength=HISTOGRAM_BINS)
         before = np.cumsum(counts) - counts
@@ -119,25 +120,24 @@ def _rewrite(
     valid_start: int,
 ) -> int:
     """Drop the training events of other users and items, then the users who have nothing left."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     users = pq.read_table(work.seen_users)
-    left_U = users["shown"].to_numpy().copy()
+    left_U = to_numpy(users["shown"]).copy()
     for user_n, item_n, time_n in _triples(work.events):
         left_U[user_n[(time_n >= valid_start) | (user_U[user_n] & item_I[item_n])]] = True
     new_row_U = np.cumsum(left_U, dtype=np.int32) - 1
 
     def kept() -> Iterator["pa.Table"]:
         for table in read_in_order(work.events):
-            user_n, item_n = table["user_row"].to_numpy(), table["item_row"].to_numpy()
-            late_n = table["time"].to_numpy() >= valid_start
-            table = table.set_column(0, "user_row", pa.array(new_row_U[user_n]))
-            yield table.filter(pa.array(late_n | (user_U[user_n] & item_I[item_n])))
+            user_n, item_n = to_numpy(table["user_row"]), to_numpy(table["item_row"])
+            late_n = to_numpy(table["time"]) >= valid_start
+            table = table.set_column(0, "user_row", to_arrow(new_row_U[user_n]))
+            yield table.filter(to_arrow(late_n | (user_U[user_n] & item_I[item_n])))
 
     schema = pq.read_schema(work.events)
     write_events(kept(), work.events, schema=schema)
-    users = users.set_column(0, "user_row", pa.array(new_row_U)).filter(pa.array(left_U))
+    users = users.set_column(0, "user_row", to_arrow(new_row_U)).filter(to_arrow(left_U))
     write_parquet([users], work.seen_users, schema=users.schema)
     return int(users.num_rows)
 
@@ -147,7 +147,7 @@ def _triples(
 ) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]]:
     names = ["user_row", "item_row", "time"]
     for table in read_in_order(events, names):
-        user_n, item_n, time_n = (table[name].to_numpy() for name in names)
+        user_n, item_n, time_n = (to_numpy(table[name]) for name in names)
         yield user_n, item_n, time_n
 
 

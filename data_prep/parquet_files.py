@@ -15,12 +15,13 @@ def write_parquet(
     path: Path,
     *,
     schema: "pa.Schema",
-    compression: str = "zstd",
-    dictionary: bool | list[str] = True,
+    compression: str | dict[str, str] = "zstd",
+    encodings: dict[str, str] | None = None,
 ) -> int:
     """Write each table as a row group; returns the number of rows.
 
-    `dictionary` tells which columns have values that repeat; true: try all.
+    `encodings` names every column's Parquet encoding; without it pyarrow chooses, by trying a
+    dictionary of every column's values first.
     """
     import pyarrow.parquet as pq
 
@@ -29,7 +30,11 @@ def write_parquet(
     rows = 0
     try:
         with pq.ParquetWriter(
-            temporary, schema, compression=compression, use_dictionary=dictionary
+            temporary,
+            schema,
+            compression=compression,
+            use_dictionary=encodings is None,
+            column_encoding=encodings,
         ) as writer:
             for table in tables:
                 writer.write_table(table.cast(schema), row_group_size=max(table.num_rows, 1))

@@ -5,24 +5,22 @@ can be run: items, users, events, and the items' raw content in the order of the
 read, cleaned, joined and sorted in one query, whose result is numbered and counted as it streams.
 """
 
-import itertools
 import logging
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.catalogue import Catalogue, read_catalogue, write_users
 from data_prep.cleaning import Ledger, Log, open_log, set_bad_rows_aside
 from data_prep.engines import Engine, connect
-from data_prep.event_counts import NEVER, EventCounts, count_events
+from data_prep.event_counts import EventCounts, count_events, with_counts, with_counts_schema
+from data_prep.impressions import write_impressions
 from data_prep.log_filters import check_splits, find_cutoffs, keep_core
 from data_prep.manifest import Cutoffs, Features
-from data_prep.parquet_files import ROW_GROUP_ROWS, in_row_groups, write_parquet
+from data_prep.parquet_files import ROW_GROUP_ROWS, write_parquet
 from data_prep.raw_files import RawFiles
-from data_prep.records import SPLITS, impressions_file
 from data_prep.settings import ShardConfig, expand_path
 from data_prep.sorted_log import ONLY_SHOWN, SortedLog, sort_keys, write_sorted_log
 from data_prep.work import TablesReport, WorkFiles, source_fingerprint
@@ -92,7 +90,11 @@ class _Relational:
         counts = dict(events.totals)
         if impressions is not None:
             with _step("impressions: sorted and split"):
-                counts |= self._write_impressions(impressions, users, catalogue, cutoffs)
+                shown = write_impressions(
+                    self.engine, impressions, users=users, cutoffs=cutoffs, work=self.work
+                )
+                self._set_aside(impressions, catalogue, usable_rows=sum(shown.values()))
+                counts |= shown
         check_splits(self.config, counts, cutoffs=cutoffs, newest_event=events.newest)
         counts |= {"items": catalogue.num_items, "users": num_users}
         return self._report(catalogue, events, cutoffs, counts)
@@ -164,36 +166,13 @@ class _Relational:
         items = catalogue.table.order_by("item_row")
         schema = items.schema().to_pyarrow()
         tables = self.engine.stream(items, rows=ROW_GROUP_ROWS, schema=schema)
-        counted = (_with_counts(table, events) for table in tables)
-        empty = _with_counts(schema.empty_table(), events).schema
-        self._write(counted, self.work.items, schema=empty)
+        counted = (with_counts(table, events) for table in tables)
+        self._write(counted, self.work.items, schema=with_counts_schema(schema))
         # A row group is a tar, so that any part finds its items without reading the others'.
         content = catalogue.content.order_by("item_row")
         schema = content.schema().to_pyarrow()
         tables = self.engine.stream(content, rows=self.config.items_per_shard, schema=schema)
         self._write(tables, self.work.content, schema=schema)
-
-    def _write_impressions(
-        self, impressions: Log, users: "ir.Table", catalogue: Catalogue, cutoffs: Cutoffs
-    ) -> dict[str, int]:
-        """One file a split, in order of time."""
-        assert self.config.impressions is not None
-        joined = impressions.usable.inner_join(users.select("user_row", "user_id"), "user_id")
-        names = [*self.config.impressions.features]
-        shown = joined.select("user_row", "item_row", "time", "label", *names)
-        shown = shown.mutate(label=shown.label.cast("float32"))
-        # By the features too, so that no order is left to the engine.
-        ordered = shown.order_by(["time", "user_row", "item_row", "label", *names])
-        schema = ordered.schema().to_pyarrow()
-        tables = self.engine.stream(ordered, rows=ROW_GROUP_ROWS, schema=schema)
-        counts = {}
-        parts = itertools.groupby(_cut(tables, schema, cutoffs), key=itemgetter(0))
-        for split, (_, pieces) in zip(SPLITS, parts, strict=True):
-            groups = in_row_groups(map(itemgetter(1), pieces), rows=ROW_GROUP_ROWS)
-            path = self.work.dataset_dir / impressions_file(split)
-            counts[f"impressions_{split}"] = self._write(groups, path, schema=schema)
-        self._set_aside(impressions, catalogue, usable_rows=sum(counts.values()))
-        return counts
 
     def _write(self, tables: Iterable["pa.Table"], path: Path, *, schema: "pa.Schema") -> int:
         written = write_parquet(tables, path, schema=schema)
@@ -240,38 +219,3 @@ def _check_same_ids(shown: "ir.Table", rows: "ir.Table") -> None:
             f"impressions: user ids are {shown.user_id.type()}, but those of the interactions are "
             f"{rows.user_id.type()}; expected one type, convert a table"
         )
-
-
-def _with_counts(table: "pa.Table", events: EventCounts) -> "pa.Table":
-    """`train_count` and `first_time` beside the items of a stream in order of row."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    start = table["item_row"][0].as_py() if len(table) else 0
-    here = slice(start, start + len(table))
-    first = events.first_event_I[here]
-    seen = pa.array(first, mask=first == NEVER)
-    first_time = pc.coalesce(table["arrival"], seen)
-    place = table.schema.get_field_index("arrival")
-    table = table.set_column(place, "first_time", first_time)
-    return table.add_column(place, "train_count", pa.array(events.train_count_I[here]))
-
-
-def _cut(
-    tables: Iterable["pa.Table"], schema: "pa.Schema", cutoffs: Cutoffs
-) -> Iterator[tuple[int, "pa.Table"]]:
-    """Tables in order of time, cut at the cut-offs: pieces of part 0, then 1, then 2."""
-    import numpy as np
-
-    bounds = [cutoffs.valid_start, cutoffs.test_start]
-    part = 0
-    yield part, schema.empty_table()
-    for table in tables:
-        time_n, start = table["time"].to_numpy(), 0
-        while part < len(bounds) and time_n[-1] >= bounds[part]:
-            end = int(np.searchsorted(time_n, bounds[part]))
-            yield part, table.slice(start, end - start)
-            start, part = end, part + 1
-        yield part, table.slice(start)
-    for empty in range(part + 1, len(SPLITS)):
-        yield empty, schema.empty_table()

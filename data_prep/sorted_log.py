@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.arrays import to_arrow, to_numpy
 from data_prep.parquet_files import ROW_GROUP_ROWS, in_row_groups, write_parquet
 
 if TYPE_CHECKING:
@@ -51,16 +52,17 @@ class SortedLog:
         import pyarrow as pa
 
         user_id = table["user_id"].combine_chunks()
-        columns = {name: table[name].to_numpy() for name in table.column_names[1:]}
+        columns = {name: to_numpy(table[name]) for name in table.column_names[1:]}
         item_n, time_n = columns["item_row"], columns["time"]
         new_user_n = _changes(user_id, last=self._last.get("user_id"))
         event_n = item_n != ONLY_SHOWN
+        first = np.flatnonzero(new_user_n)
         users = pa.table(
             {
-                "user_row": np.arange(np.count_nonzero(new_user_n), dtype=np.int32) + self.users,
-                "user_id": user_id.filter(pa.array(new_user_n)),
+                "user_row": to_arrow(np.arange(len(first), dtype=np.int32) + self.users),
+                "user_id": user_id.take(to_arrow(first)),
                 # Such a row comes before the user's events: its item row is the least.
-                "shown": ~event_n[new_user_n],
+                "shown": to_arrow(~event_n[first]),
             }
         )
         columns = {"user_row": np.cumsum(new_user_n, dtype=np.int32) + (self.users - 1)} | columns
@@ -123,11 +125,19 @@ def write_sorted_log(
 def write_events(tables: Iterable["pa.Table"], path: Path, *, schema: "pa.Schema") -> None:
     """Write events in row groups of one size.
 
-    Times and items hardly repeat: a dictionary of them would cost much and save nothing.
+    The file is read a few times and then removed: it is written fast rather than small. Columns
+    that cannot be null cost half, and differences between neighbours more than zstd saves.
     """
-    groups = in_row_groups(tables, rows=ROW_GROUP_ROWS)
-    rare = ["user_row", "label"]
-    write_parquet(groups, path, schema=schema, compression="lz4", dictionary=rare)
+    import pyarrow as pa
+
+    encodings = {"user_row": "DELTA_BINARY_PACKED", "time": "DELTA_BINARY_PACKED"}
+    write_parquet(
+        in_row_groups(tables, rows=ROW_GROUP_ROWS),
+        path,
+        schema=pa.schema([column.with_nullable(False) for column in schema]),
+        compression={name: "lz4" if name == "label" else "none" for name in schema.names},
+        encodings={name: encodings.get(name, "PLAIN") for name in schema.names},
+    )
 
 
 def _as_table(columns: Columns, types: "dict[str, pa.DataType]") -> "pa.Table":
@@ -135,7 +145,7 @@ def _as_table(columns: Columns, types: "dict[str, pa.DataType]") -> "pa.Table":
 
     if "label" not in columns:  # every event is positive
         columns = columns | {"label": np.ones(len(columns["time"]), np.int8)}
-    return pa.table({name: pa.array(columns[name], kind) for name, kind in types.items()})
+    return pa.table({name: to_arrow(columns[name]).cast(kind) for name, kind in types.items()})
 
 
 def _by_time(blocks: Iterable[Columns]) -> Iterator[Columns]:
@@ -168,7 +178,7 @@ def _changes(values: "NDArray[Any] | pa.Array", *, last: object) -> NDArray[np.b
     if isinstance(values, pa.Array):
         first = values[0].as_py()
         rest = pc.not_equal(values.slice(1), values.slice(0, len(values) - 1))
-        changed_n[1:] = rest.to_numpy(zero_copy_only=False)
+        changed_n[1:] = to_numpy(rest)
     else:
         first = values[0]
         np.not_equal(values[1:], values[:-1], out=changed_n[1:])
