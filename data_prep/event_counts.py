@@ -3,7 +3,7 @@
 Letters: n events of a row group, I items.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,45 +22,49 @@ NEVER = np.iinfo(np.int64).max
 
 @dataclass
 class EventCounts:
-    """Counts over all events."""
+    """Counts over all events; 16 bytes an item are held."""
 
-    totals: dict[str, int]
+    cutoffs: Cutoffs
+    num_items: int
+    totals: dict[str, int] = field(init=False)
     """events, train_events, valid_events, test_events, positives, train_positives."""
-    newest: int
+    newest: int = 0
     """Unix milliseconds; 0 without events."""
-    newest_train: int
+    newest_train: int = 0
     """Of the events before `valid_start`."""
-    train_count_I: NDArray[np.int64]
+    train_count_I: NDArray[np.int64] = field(init=False)
     """Positive events before `valid_start`."""
-    first_event_I: NDArray[np.int64]
+    first_event_I: NDArray[np.int64] = field(init=False)
     """Unix milliseconds, or NEVER."""
 
+    def __post_init__(self) -> None:
+        names = ("events", "train_events", "valid_events", "test_events")
+        self.totals = dict.fromkeys((*names, "positives", "train_positives"), 0)
+        self.train_count_I = np.zeros(self.num_items, np.int64)
+        self.first_event_I = np.full(self.num_items, NEVER, np.int64)
 
-def count_events(events: Path, *, cutoffs: Cutoffs, num_items: int) -> EventCounts:
-    """Count in one pass over the file of sorted events; 16 bytes an item are held."""
-    names = ("events", "train_events", "valid_events", "test_events")
-    totals = dict.fromkeys((*names, "positives", "train_positives"), 0)
-    counts = EventCounts(
-        totals, 0, 0, np.zeros(num_items, np.int64), np.full(num_items, NEVER, np.int64)
-    )
-    for table in read_in_order(events, ["time", "item_row", "label"]):
+    def add(self, table: "pa.Table") -> None:
+        """Count a table of events: time, item_row and label."""
         time_n, item_n = to_numpy(table["time"]), to_numpy(table["item_row"])
         positive_n = to_numpy(table["label"]) == 1
-        train_n, test_n = time_n < cutoffs.valid_start, time_n >= cutoffs.test_start
+        train_n = time_n < self.cutoffs.valid_start
         trained_n = train_n & positive_n
-        num_train, num_test = int(train_n.sum()), int(test_n.sum())
+        num_train = np.count_nonzero(train_n)
+        num_test = np.count_nonzero(time_n >= self.cutoffs.test_start)
         parts = [len(time_n), num_train, len(time_n) - num_train - num_test, num_test]
-        parts += [int(positive_n.sum()), int(trained_n.sum())]
-        for name, part in zip(totals, parts, strict=True):
-            totals[name] += part
-        counts.newest = max(counts.newest, int(time_n.max(initial=0)))
-        counts.newest_train = max(
-            counts.newest_train, int(np.max(time_n, initial=0, where=train_n))
-        )
-        counts.train_count_I += np.bincount(item_n[trained_n], minlength=num_items)
-        earlier = np.flatnonzero(time_n < counts.first_event_I[item_n])  # soon few
-        np.minimum.at(counts.first_event_I, item_n[earlier], time_n[earlier])
-    return counts
+        parts += [np.count_nonzero(positive_n), np.count_nonzero(trained_n)]
+        for name, part in zip(self.totals, parts, strict=True):
+            self.totals[name] += int(part)
+        self.newest = max(self.newest, int(time_n.max(initial=0)))
+        self.newest_train = max(self.newest_train, int(time_n[train_n].max(initial=0)))
+        self.train_count_I += np.bincount(item_n[trained_n], minlength=self.num_items)
+        np.minimum.at(self.first_event_I, item_n, time_n)
+
+
+def count_events(events: Path, counts: EventCounts) -> None:
+    """Count a file of sorted events."""
+    for table in read_in_order(events, ["time", "item_row", "label"]):
+        counts.add(table)
 
 
 def with_counts(table: "pa.Table", events: EventCounts) -> "pa.Table":

@@ -27,13 +27,18 @@ if TYPE_CHECKING:
 HISTOGRAM_BINS = 1 << 20
 
 
-def find_cutoffs(settings: SplitConfig, events: Path, *, num_events: int) -> Cutoffs:
-    """The cut-offs as given, or as quantiles of the events' times (linear, as numpy's)."""
-    if settings.valid_start is not None and settings.test_start is not None:
-        return Cutoffs(
-            valid_start=parse_time(settings.valid_start, name="split.valid_start"),
-            test_start=parse_time(settings.test_start, name="split.test_start"),
-        )
+def given_cutoffs(settings: SplitConfig) -> Cutoffs | None:
+    """The cut-offs, where the settings name times."""
+    if settings.valid_start is None or settings.test_start is None:
+        return None
+    return Cutoffs(
+        valid_start=parse_time(settings.valid_start, name="split.valid_start"),
+        test_start=parse_time(settings.test_start, name="split.test_start"),
+    )
+
+
+def quantile_cutoffs(settings: SplitConfig, events: Path, *, num_events: int) -> Cutoffs:
+    """The cut-offs as quantiles of the events' times (linear, as numpy's)."""
     assert settings.valid_quantile is not None
     assert settings.test_quantile is not None
     if num_events == 0:

@@ -17,7 +17,7 @@ from data_prep.cleaning import Ledger, Log, open_log, set_bad_rows_aside
 from data_prep.engines import Engine, connect
 from data_prep.event_counts import EventCounts, count_events, with_counts, with_counts_schema
 from data_prep.impressions import write_impressions
-from data_prep.log_filters import check_splits, find_cutoffs, keep_core
+from data_prep.log_filters import check_splits, given_cutoffs, keep_core, quantile_cutoffs
 from data_prep.manifest import Cutoffs, Features
 from data_prep.parquet_files import ROW_GROUP_ROWS, write_parquet
 from data_prep.raw_files import RawFiles
@@ -69,6 +69,7 @@ class _Relational:
         self.work = work
         self.fingerprint = fingerprint
         self.ledger = Ledger()
+        self.num_users = 0
 
     def run(self) -> TablesReport:
         """Write every table and say what is in them."""
@@ -77,10 +78,7 @@ class _Relational:
         interactions = self._open("interactions", catalogue)
         impressions = self._open("impressions", catalogue) if self.config.impressions else None
         with _step("interactions: cleaned, joined and sorted"):
-            log = self._sort(interactions, impressions, catalogue)
-        with _step("interactions: cut-offs and counts"):
-            cutoffs, num_users = self._filter(log, catalogue)
-            events = count_events(self.work.events, cutoffs=cutoffs, num_items=catalogue.num_items)
+            events = self._sort(interactions, impressions, catalogue)
         with _step("items: written"):
             self._write_catalogue(catalogue, events)
         path = self.work.seen_users
@@ -91,19 +89,21 @@ class _Relational:
         if impressions is not None:
             with _step("impressions: sorted and split"):
                 shown = write_impressions(
-                    self.engine, impressions, users=users, cutoffs=cutoffs, work=self.work
+                    self.engine, impressions, users=users, cutoffs=events.cutoffs, work=self.work
                 )
                 self._set_aside(impressions, catalogue, usable_rows=sum(shown.values()))
                 counts |= shown
-        check_splits(self.config, counts, cutoffs=cutoffs, newest_event=events.newest)
-        counts |= {"items": catalogue.num_items, "users": num_users}
-        return self._report(catalogue, events, cutoffs, counts)
+        check_splits(self.config, counts, cutoffs=events.cutoffs, newest_event=events.newest)
+        counts |= {"items": catalogue.num_items, "users": self.num_users}
+        return self._report(catalogue, events, counts)
 
     def _open(self, setting: str, catalogue: Catalogue) -> Log:
         columns = getattr(self.config, setting)
         return open_log(self.engine, columns, setting=setting, catalogue=catalogue.rows)
 
-    def _sort(self, interactions: Log, impressions: Log | None, catalogue: Catalogue) -> SortedLog:
+    def _sort(
+        self, interactions: Log, impressions: Log | None, catalogue: Catalogue
+    ) -> EventCounts:
         """Write every user's events in time order, and the users in order of id."""
         import ibis
 
@@ -122,18 +122,24 @@ class _Relational:
         keys = sort_keys(names, duplicates=duplicates)
         order = [ibis.desc(key) if key in ("label", "weight") else key for key in keys]
         schema = rows.schema().to_pyarrow()
+        # Known times let the events be counted as they pass; quantiles and a core do not.
+        cutoffs = given_cutoffs(self.config.split)
+        core = self.config.filter.min_user_events or self.config.filter.min_item_events
+        counts = None if cutoffs is None or core else EventCounts(cutoffs, catalogue.num_items)
         log = write_sorted_log(
             self.engine.stream(rows.order_by(order), rows=ROW_GROUP_ROWS, schema=schema),
             schema=schema,
             duplicates=duplicates,
             events_path=self.work.events,
             users_path=self.work.seen_users,
+            count=counts.add if counts is not None else None,
         )
         self._set_aside(interactions, catalogue, usable_rows=log.usable)
         if duplicates != "keep_all":
             step = f"interactions: duplicates ({duplicates})"
             self.ledger.passed(step, rows_in=log.usable, rows_out=log.kept)
-        return log
+        self.num_users = log.users
+        return counts if counts is not None else self._filter(log, cutoffs, catalogue)
 
     def _set_aside(self, log: Log, catalogue: Catalogue, *, usable_rows: int) -> None:
         set_bad_rows_aside(
@@ -145,21 +151,23 @@ class _Relational:
             ledger=self.ledger,
         )
 
-    def _filter(self, log: SortedLog, catalogue: Catalogue) -> tuple[Cutoffs, int]:
-        """The cut-offs, and how many users are left by the k-core."""
-        settings = self.config.filter
-        cutoffs = find_cutoffs(self.config.split, self.work.events, num_events=log.kept)
-        if not (settings.min_user_events or settings.min_item_events):
-            return cutoffs, log.users
-        num_users = keep_core(
-            self.work,
-            settings=settings,
-            cutoffs=cutoffs,
-            num_users=log.users,
-            num_items=catalogue.num_items,
-            ledger=self.ledger,
-        )
-        return cutoffs, num_users
+    def _filter(self, log: SortedLog, cutoffs: Cutoffs | None, catalogue: Catalogue) -> EventCounts:
+        """Find the cut-offs, leave the k-core, then count."""
+        settings, events = self.config.filter, self.work.events
+        if cutoffs is None:
+            cutoffs = quantile_cutoffs(self.config.split, events, num_events=log.kept)
+        if settings.min_user_events or settings.min_item_events:
+            self.num_users = keep_core(
+                self.work,
+                settings=settings,
+                cutoffs=cutoffs,
+                num_users=log.users,
+                num_items=catalogue.num_items,
+                ledger=self.ledger,
+            )
+        counts = EventCounts(cutoffs, catalogue.num_items)
+        count_events(events, counts)
+        return counts
 
     def _write_catalogue(self, catalogue: Catalogue, events: EventCounts) -> None:
         """Items with popularity before `valid_start`, and arrival; then their raw content."""
@@ -180,12 +188,12 @@ class _Relational:
         return written
 
     def _report(
-        self, catalogue: Catalogue, events: EventCounts, cutoffs: Cutoffs, counts: dict[str, int]
+        self, catalogue: Catalogue, events: EventCounts, counts: dict[str, int]
     ) -> TablesReport:
         config = self.config
         return TablesReport(
             fingerprint=self.fingerprint,
-            cutoffs=cutoffs,
+            cutoffs=events.cutoffs,
             newest_event=events.newest,
             newest_train_event=events.newest_train,
             counts=counts | {"items_per_shard": config.items_per_shard},

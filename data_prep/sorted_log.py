@@ -4,7 +4,7 @@ What needs only a row and its neighbours happens here, in one pass over the stre
 way for every engine; the engine has cleaned, joined and sorted. Letters: n rows of a table.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -87,6 +87,7 @@ def write_sorted_log(
     duplicates: Duplicates,
     events_path: Path,
     users_path: Path,
+    count: "Callable[[pa.Table], None] | None" = None,
 ) -> SortedLog:
     """Write the events, and the users: user_row, user_id, and shown (has an impression).
 
@@ -97,6 +98,7 @@ def write_sorted_log(
         duplicates: Which events count as one.
         events_path: user_row, time, item_row, label and weight, ordered by user, time and item.
         users_path: Ordered by row.
+        count: Called with each table of events, to save reading them again.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -117,9 +119,16 @@ def write_sorted_log(
 
         ordered = _by_time(events()) if duplicates == "keep_first" else events()
         filled = (_as_table(columns, types) for columns in ordered)
-        write_events(filled, events_path, schema=pa.schema(types))
+        counted = filled if count is None else _each(count, filled)
+        write_events(counted, events_path, schema=pa.schema(types))
     temporary.replace(users_path)
     return log
+
+
+def _each(call: "Callable[[pa.Table], None]", tables: Iterable["pa.Table"]) -> Iterator["pa.Table"]:
+    for table in tables:
+        call(table)
+        yield table
 
 
 def write_events(tables: Iterable["pa.Table"], path: Path, *, schema: "pa.Schema") -> None:

@@ -70,7 +70,7 @@ class Source:
             per_unit = {"s": 1000.0, "ms": 1.0, "us": 0.001}[unit]
             number = column if kind.is_integer() else column.cast("float64")
             # Of the raw number, as rounding fails on nan, infinity and what is far too large.
-            inside = number.between(int(EARLIEST_MS / per_unit), int(LATEST_MS / per_unit))
+            inside = _is_between(number, EARLIEST_MS / per_unit, LATEST_MS / per_unit)
             number = ibis.ifelse(inside, number, ibis.null())
             if kind.is_integer() and unit != "us":
                 return number.cast("int64") * int(per_unit)
@@ -126,7 +126,8 @@ class Source:
             )
         number = column.cast("float64")
         # Of -0.0 and 0.0, which are equal, the order would depend on the engine.
-        return ibis.ifelse(number.between(0, 1e30), number.abs(), ibis.null()).cast("float32")
+        inside = _is_between(number, 0, 1e30)
+        return ibis.ifelse(inside, number.abs(), ibis.null()).cast("float32")
 
     def features(self, features: dict[str, FeatureType]) -> dict[str, "ir.Column"]:
         """Feature columns as float64, string or list of string."""
@@ -147,6 +148,16 @@ class Source:
                 )
             typed[name] = column.cast(target)
         return typed
+
+
+def _is_between(number: "ir.NumericColumn", low: float, high: float) -> "ir.BooleanColumn":
+    """Whether a number is one and lies between two; as integers where it is an integer.
+
+    Parquet's statistics leave nan out, so that DuckDB takes a range that covers them for true.
+    """
+    if number.type().is_integer():
+        return number.between(int(low), int(high))
+    return ~number.isnan() & number.between(low, high)
 
 
 def _moment_of_text(text: "ir.StringColumn") -> "ir.TimestampColumn":
