@@ -107,7 +107,8 @@ class DuckDBEngine:
             return self.con.read_parquet(names, **hive)
         if raw.kind in ("csv", "tsv"):
             sep = csv_separator(raw, self.con.con)
-            form = {"header": True, "sep": sep, "quote": '"', "escape": '"', "all_varchar": True}
+            text = dict.fromkeys(self.sniff(raw), "VARCHAR")
+            form = {"header": True, "sep": sep, "quote": '"', "escape": '"', "columns": text}
             return self.con.read_csv(names, **form, **hive)
         columns = {
             name: kind if kind.endswith("[]") else "VARCHAR"

@@ -109,9 +109,9 @@ class Source:
             )
         number = column.cast("float64")
         if positive_from is None:
-            valid, positive = number.isin([0.0, 1.0]), number == 1
+            valid, positive = _is_between(number, 0, 1) & number.isin([0.0, 1.0]), number == 1
         else:
-            valid, positive = ~(number.isnan() | number.isinf()), number >= positive_from
+            valid, positive = _is_between(number, -1e308, 1e308), number >= positive_from
         return ibis.ifelse(valid, positive.cast("int8"), ibis.null()).cast("int8")
 
     def weights(self, name: str) -> "ir.Column":
@@ -153,11 +153,12 @@ class Source:
 def _is_between(number: "ir.NumericColumn", low: float, high: float) -> "ir.BooleanColumn":
     """Whether a number is one and lies between two; as integers where it is an integer.
 
-    Parquet's statistics leave nan out, so that DuckDB takes a range that covers them for true.
+    Parquet's statistics leave nan out, and DuckDB trusts them: a range that covers them is true
+    and `isnan` is false, whatever the rows hold. It does not look through a product.
     """
     if number.type().is_integer():
         return number.between(int(low), int(high))
-    return ~number.isnan() & number.between(low, high)
+    return (number * 0 == 0) & number.between(low, high)
 
 
 def _moment_of_text(text: "ir.StringColumn") -> "ir.TimestampColumn":
@@ -200,7 +201,8 @@ def _typed(engine: Engine, raw: RawFiles) -> "ir.Table":
         for name, found in engine.sniff(raw).items():
             # Times stay text: Source.milliseconds reads them.
             if (kind := TEXT_TYPES.get(found.partition("(")[0])) is not None:
-                columns[name] = table[name].try_cast(kind)
+                # Stripped, or DuckDB would have its CSV reader cast, which fails where try_cast does not.
+                columns[name] = table[name].strip().try_cast(kind)
     for name, is_integer in raw.partitions().items():
         given = ibis.ifelse(table[name].cast("string") == HIVE_NULL, ibis.null(), table[name])
         columns[name] = given.cast("int64" if is_integer else "string")
