@@ -201,7 +201,7 @@ def _typed(engine: Engine, raw: RawFiles) -> "ir.Table":
         for name, found in engine.sniff(raw).items():
             # Times stay text: Source.milliseconds reads them.
             if (kind := TEXT_TYPES.get(found.partition("(")[0])) is not None:
-                # Stripped, or DuckDB would have its CSV reader cast, which fails where try_cast does not.
+                # Stripped, or DuckDB has its CSV reader cast, which fails where try_cast does not.
                 columns[name] = table[name].strip().try_cast(kind)
     for name, is_integer in raw.partitions().items():
         given = ibis.ifelse(table[name].cast("string") == HIVE_NULL, ibis.null(), table[name])
