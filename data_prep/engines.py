@@ -151,7 +151,8 @@ class DuckDBEngine:
         import ibis
 
         # Ibis 12's own to_pyarrow_batches calls a method that DuckDB 2.0 no longer has.
-        return self.con.con.sql(ibis.to_sql(expression, dialect="duckdb"))
+        connection: duckdb.DuckDBPyConnection = self.con.con
+        return connection.sql(ibis.to_sql(expression, dialect="duckdb"))
 
 
 def sniff_types(raw: RawFiles, con: "duckdb.DuckDBPyConnection | None" = None) -> dict[str, str]:

@@ -49,12 +49,12 @@ class EventCounts:
         positive_n = to_numpy(table["label"]) == 1
         train_n = time_n < self.cutoffs.valid_start
         trained_n = train_n & positive_n
-        num_train = np.count_nonzero(train_n)
-        num_test = np.count_nonzero(time_n >= self.cutoffs.test_start)
+        num_train = int(np.count_nonzero(train_n))
+        num_test = int(np.count_nonzero(time_n >= self.cutoffs.test_start))
         parts = [len(time_n), num_train, len(time_n) - num_train - num_test, num_test]
-        parts += [np.count_nonzero(positive_n), np.count_nonzero(trained_n)]
+        parts += [int(np.count_nonzero(part_n)) for part_n in (positive_n, trained_n)]
         for name, part in zip(self.totals, parts, strict=True):
-            self.totals[name] += int(part)
+            self.totals[name] += part
         self.newest = max(self.newest, int(time_n.max(initial=0)))
         self.newest_train = max(self.newest_train, int(time_n[train_n].max(initial=0)))
         self.train_count_I += np.bincount(item_n[trained_n], minlength=self.num_items)

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+SECONDS_A_LINE = 30.0
+"""How often a long stream says how far it is."""
+
 
 def build_tables(config: ShardConfig) -> TablesReport:
     """Run the relational step, or keep its result where settings and raw files are the same."""
@@ -126,8 +129,9 @@ class _Relational:
         cutoffs = given_cutoffs(self.config.split)
         core = self.config.filter.min_user_events or self.config.filter.min_item_events
         counts = None if cutoffs is None or core else EventCounts(cutoffs, catalogue.num_items)
+        stream = self.engine.stream(rows.order_by(order), rows=ROW_GROUP_ROWS, schema=schema)
         log = write_sorted_log(
-            self.engine.stream(rows.order_by(order), rows=ROW_GROUP_ROWS, schema=schema),
+            _said(stream),
             schema=schema,
             duplicates=duplicates,
             events_path=self.work.events,
@@ -215,6 +219,17 @@ def _step(what: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     logger.info("tables: %s, %.1f s", what, time.perf_counter() - start)
+
+
+def _said(tables: Iterable["pa.Table"]) -> Iterator["pa.Table"]:
+    """The same tables; now and then a line says how many rows have passed."""
+    rows, said = 0, time.perf_counter()
+    for table in tables:
+        yield table
+        rows += table.num_rows
+        if time.perf_counter() - said > SECONDS_A_LINE:
+            said = time.perf_counter()
+            logger.info("tables: %s sorted rows written …", f"{rows:,}")
 
 
 def _first_line(error: Exception) -> str:
