@@ -39,10 +39,13 @@ def write_parquet(
             for table in tables:
                 writer.write_table(table.cast(schema), row_group_size=max(table.num_rows, 1))
                 rows += table.num_rows
-    except BaseException:
+        temporary.replace(path)
+    except OSError as error:
+        raise OSError(
+            f"{path}: cannot be written ({error}); make room on its disk, then run again"
+        ) from error
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
-    temporary.replace(path)
     return rows
 
 

@@ -109,19 +109,22 @@ def write_sorted_log(
     types = {"user_row": pa.int32(), "time": pa.int64(), "item_row": pa.int32(), "label": pa.int8()}
     types |= {"weight": pa.float32()} if "weight" in schema.names else {}
     temporary = users_path.with_name(users_path.name + ".tmp")
-    with pq.ParquetWriter(temporary, users_schema, compression="zstd") as writer:
+    try:
+        with pq.ParquetWriter(temporary, users_schema, compression="zstd") as writer:
 
-        def events() -> Iterator[Columns]:
-            for table in tables:
-                users, columns = log.number(table)
-                writer.write_table(users.cast(users_schema))
-                yield columns
+            def events() -> Iterator[Columns]:
+                for table in tables:
+                    users, columns = log.number(table)
+                    writer.write_table(users.cast(users_schema))
+                    yield columns
 
-        ordered = _by_time(events()) if duplicates == "keep_first" else events()
-        filled = (_as_table(columns, types) for columns in ordered)
-        counted = filled if count is None else _each(count, filled)
-        write_events(counted, events_path, schema=pa.schema(types))
-    temporary.replace(users_path)
+            ordered = _by_time(events()) if duplicates == "keep_first" else events()
+            filled = (_as_table(columns, types) for columns in ordered)
+            counted = filled if count is None else _each(count, filled)
+            write_events(counted, events_path, schema=pa.schema(types))
+        temporary.replace(users_path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return log
 
 
