@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep.cleaning import Ledger, count_rows
+from data_prep.cleaning import Ledger
 from data_prep.columns import ItemColumns, UserColumns
-from data_prep.parquet_files import write_parquet
-from data_prep.sources import Source, open_source, stream
+from data_prep.engines import Engine, count_rows
+from data_prep.parquet_files import ROW_GROUP_ROWS, write_parquet
+from data_prep.sources import Source, open_source
 
 if TYPE_CHECKING:
-    import ibis
     import ibis.expr.types as ir
 
 
@@ -28,17 +28,17 @@ class Catalogue:
     vector_widths: dict[str, int]
 
 
-def read_catalogue(con: "ibis.BaseBackend", columns: ItemColumns, *, ledger: Ledger) -> Catalogue:
+def read_catalogue(engine: Engine, columns: ItemColumns, *, ledger: Ledger) -> Catalogue:
     """Open the items and number them."""
     import ibis
 
-    source = open_source(con, columns.path, setting="items", unique=columns.item)
+    source = open_source(engine, columns.path, setting="items", unique=columns.item)
     ids = source.table.select(item_id=source.ids(columns.item, setting="item"))
-    rows_in = count_rows(ids)
+    rows_in = count_rows(engine, ids)
     ids = ids.filter(ids.item_id.notnull())
     row = ibis.row_number().over(order_by=ids.item_id).cast("int32")
-    rows = con.create_table("item_rows", ids.mutate(item_row=row))
-    num_items = count_rows(rows)
+    rows = engine.keep("item_rows", ids.mutate(item_row=row))
+    num_items = count_rows(engine, rows)
     if num_items == 0:
         raise ValueError(f"{source.path}: found no items, expected a catalogue; give one")
     if num_items < rows_in:
@@ -49,7 +49,7 @@ def read_catalogue(con: "ibis.BaseBackend", columns: ItemColumns, *, ledger: Led
     if columns.arrival is not None:
         unit = columns.arrival_unit
         arrival = source.milliseconds(columns.arrival, setting="arrival", unit=unit)
-        _count_bad_arrivals(source, columns.arrival, arrival=arrival, ledger=ledger)
+        _count_bad_arrivals(engine, source, columns.arrival, arrival=arrival, ledger=ledger)
     facts = source.table.select(
         item_id=source.ids(columns.item, setting="item"),
         arrival=arrival,
@@ -64,24 +64,19 @@ def read_catalogue(con: "ibis.BaseBackend", columns: ItemColumns, *, ledger: Led
         table=rows.inner_join(facts, "item_id"),
         content=rows.inner_join(content, "item_id").relocate("item_row"),
         vector_widths={
-            name: _vector_width(source, column, name=name)
+            name: _vector_width(engine, source, column, name=name)
             for name, column in columns.vectors.items()
         },
     )
 
 
-def read_users(
-    con: "ibis.BaseBackend",
-    columns: UserColumns | None,
-    *,
-    users: "ir.Table",
-    path: Path,
-    rows: int,
+def write_users(
+    engine: Engine, columns: UserColumns | None, *, users: "ir.Table", path: Path
 ) -> None:
     """Write user_row, user_id and the features; unknown users have null features."""
     table = users.select("user_row", "user_id")
     if columns is not None:
-        source = open_source(con, columns.path, setting="users", unique=columns.user)
+        source = open_source(engine, columns.path, setting="users", unique=columns.user)
         ids = source.ids(columns.user, setting="user")
         if ids.type() != table.user_id.type():
             raise ValueError(
@@ -92,7 +87,8 @@ def read_users(
         joined = table.left_join(features, "user_id")
         table = joined.select("user_row", "user_id", *columns.features)
     ordered = table.order_by("user_row")
-    write_parquet(stream(con, ordered, rows=rows), path, schema=ordered.schema().to_pyarrow())
+    schema = ordered.schema().to_pyarrow()
+    write_parquet(engine.stream(ordered, rows=ROW_GROUP_ROWS, schema=schema), path, schema=schema)
 
 
 def _content_columns(source: Source, columns: ItemColumns) -> dict[str, "ir.Value"]:
@@ -134,41 +130,39 @@ def _media_column(source: Source, name: str, *, setting: str) -> "ir.Value":
     return column
 
 
-def _vector_width(source: Source, column: str, *, name: str) -> int:
+def _vector_width(engine: Engine, source: Source, column: str, *, name: str) -> int:
     """The most common length; vectors of another one are set aside by the content step."""
     import ibis
 
     lengths = source.table.select(width=source.table[column].length())
-    common = (
+    common = engine.rows(
         lengths.filter(lengths.width > 0)
         .group_by("width")
         .aggregate(items=lambda row: row.count())
         .order_by([ibis.desc("items"), "width"])
         .limit(1)
-        .width.to_pyarrow()
-        .to_pylist()
     )
     if not common:
         raise ValueError(
             f"{source.path}: column {column!r} holds no vector, expected some for items.vectors."
             f"{name}; leave it out"
         )
-    return int(common[0])
+    return int(common[0]["width"])
 
 
 def _count_bad_arrivals(
-    source: Source, column: str, *, arrival: "ir.Column", ledger: Ledger
+    engine: Engine, source: Source, column: str, *, arrival: "ir.Column", ledger: Ledger
 ) -> None:
     """Arrivals that are no times count as unknown; a column without any time is an error."""
     times = source.table.select(raw=source.table[column].cast("string"), time=arrival)
-    given = count_rows(times.filter(times.raw.notnull()))
+    given = count_rows(engine, times.filter(times.raw.notnull()))
     bad = times.filter(times.raw.notnull() & times.time.isnull())
-    if count := count_rows(bad):
+    if count := count_rows(engine, bad):
         if count > given / 2:
-            examples = bad.select("raw").distinct().order_by("raw").limit(4).raw.to_pyarrow()
+            examples = engine.rows(bad.select("raw").distinct().order_by("raw").limit(4))
             raise ValueError(
                 f"{source.path}: column {column!r}: {count:,} of {given:,} values (such as "
-                f"{', '.join(examples.to_pylist())}) are no times of 1980 to 2100; correct "
-                "items.arrival or items.arrival_unit"
+                f"{', '.join(row['raw'] for row in examples)}) are no times of 1980 to 2100; "
+                "correct items.arrival or items.arrival_unit"
             )
         ledger.set_aside({"items/arrival_not_a_time": count})

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.columns import ImpressionColumns, InteractionColumns
+from data_prep.engines import Engine, count_rows
 from data_prep.manifest import FilterCount
+from data_prep.parquet_files import ROW_GROUP_ROWS, write_parquet
 from data_prep.records import QUARANTINE_DIR
 from data_prep.sources import Source, open_source
 
 if TYPE_CHECKING:
-    import ibis
     import ibis.expr.types as ir
+    import pyarrow as pa
 
 logger = logging.getLogger(__name__)
 
@@ -41,64 +43,84 @@ class Ledger:
             logger.warning("quarantined %s: %s", cause, f"{count:,}")
 
 
-def count_rows(table: "ir.Table") -> int:
-    """How many rows an expression has."""
-    return int(table.count().to_pyarrow().as_py())
+@dataclass(frozen=True)
+class Log:
+    """A raw log, and which of its rows can be used."""
+
+    source: Source
+    columns: InteractionColumns | ImpressionColumns
+    typed: "ir.Table"
+    """user_id, item_id, time, label, weight or context features; null where they are bad."""
+    usable: "ir.Table"
+    """The same with item_row instead of item_id, of the rows without a bad value."""
 
 
-def clean_log(
-    con: "ibis.BaseBackend",
+def open_log(
+    engine: Engine,
     columns: InteractionColumns | ImpressionColumns,
     *,
     setting: str,
     catalogue: "ir.Table",
+) -> Log:
+    """Open the interactions or the impressions; `catalogue` has every item's id and row."""
+    source = open_source(engine, columns.path, setting=setting)
+    typed = source.table.select(**_typed_columns(source, columns, catalogue=catalogue))
+    if source.is_text:
+        typed = engine.keep(f"{setting}_typed", typed)
+    needed = [typed[name] for name in ("user_id", "item_id", "time", "label")]
+    needed += [typed.weight] if "weight" in typed.columns else []
+    good = typed.filter([column.notnull() for column in needed]).drop("raw_time", "raw_label")
+    # An inner join, as DuckDB looks compact ids up in an array then; the others are counted by
+    # their absence.
+    joined = good.inner_join(catalogue, "item_id")
+    rest = joined.drop("user_id", "item_row", "item_id").columns
+    usable = joined.select("user_id", "item_row", *rest)
+    return Log(source, columns, typed, usable)
+
+
+def set_bad_rows_aside(
+    engine: Engine,
+    log: Log,
+    *,
+    usable_rows: int,
+    catalogue: "ir.Table",
     dataset_dir: Path,
     ledger: Ledger,
-) -> "ir.Table":
-    """The usable rows: user_id, item_row, time, label, and weight or context features.
+) -> None:
+    """Count the rows that could not be used by cause, and keep some to look at.
 
-    Args:
-        con: The database.
-        columns: What the raw columns mean.
-        setting: interactions or impressions.
-        catalogue: item_id and item_row of every item.
-        dataset_dir: Rows to look at are written to its quarantine folder.
-        ledger: Told of what was set aside.
+    A clean log costs no more than counting its rows.
     """
+    setting = log.source.setting
+    rows_in = count_rows(engine, log.typed if log.source.is_text else log.source.table)
+    if rows_in == 0:
+        raise ValueError(f"{log.source.path}: found no rows, expected {setting}; give a log")
+    if rows_in > usable_rows:
+        bad = _with_cause(log, catalogue)
+        counts = bad.group_by("cause").aggregate(rows=lambda row: row.count()).order_by("cause")
+        causes = {row["cause"]: int(row["rows"]) for row in engine.rows(counts)}
+        _refuse_misread(engine, log, causes=causes, rows=rows_in, bad=bad)
+        _write_samples(engine, bad, path=dataset_dir / QUARANTINE_DIR / f"{setting}.parquet")
+        ledger.set_aside({f"{setting}/{cause}": count for cause, count in causes.items()})
+    ledger.passed(f"{setting}: usable rows", rows_in=rows_in, rows_out=usable_rows)
+
+
+def _with_cause(log: Log, catalogue: "ir.Table") -> "ir.Table":
+    """The rows that cannot be used, each with its first cause."""
     import ibis
 
-    source = open_source(con, columns.path, setting=setting)
-    raw = source.table.select(**_typed_columns(source, columns, catalogue=catalogue))
-    known = catalogue.select(known_id="item_id", item_row="item_row")
-    joined = raw.left_join(known, raw.item_id == known.known_id).drop("known_id")
+    known = catalogue.select(known_id="item_id")
+    joined = log.typed.left_join(known, log.typed.item_id == known.known_id)
     cause = ibis.cases(
         (joined.user_id.isnull() | joined.item_id.isnull(), "null_id"),
         (joined.time.isnull(), "not_a_time"),
         (joined.label.isnull(), "not_a_label"),
         *([(joined.weight.isnull(), "not_a_weight")] if "weight" in joined.columns else []),
-        (joined.item_row.isnull(), "unknown_item"),
+        (joined.known_id.isnull(), "unknown_item"),
         else_=ibis.null(),
     )
-    staged = con.create_table(f"{setting}_staged", joined.mutate(cause=cause.cast("string")))
-    rows_in = count_rows(staged)
-    counts = (
-        staged.filter(staged.cause.notnull())
-        .group_by("cause")
-        .aggregate(rows=lambda row: row.count())
-        .order_by("cause")
-        .to_pyarrow()
-        .to_pylist()
-    )
-    causes = {row["cause"]: int(row["rows"]) for row in counts}
-    _refuse_misread(source, columns, causes=causes, rows=rows_in, staged=staged)
-    if causes:
-        _write_samples(con, staged, path=dataset_dir / QUARANTINE_DIR / f"{setting}.parquet")
-    ledger.set_aside({f"{setting}/{cause}": count for cause, count in causes.items()})
-    ledger.passed(
-        f"{setting}: usable rows", rows_in=rows_in, rows_out=rows_in - sum(causes.values())
-    )
-    clean = staged.filter(staged.cause.isnull())
-    return clean.drop("cause", "item_id", "raw_time", "raw_label")
+    found = joined.select("user_id", "item_id", "raw_time", "raw_label", cause=cause.cast("string"))
+    return found.filter(found.cause.notnull())
 
 
 def _typed_columns(
@@ -112,8 +134,8 @@ def _typed_columns(
         "item_id": source.ids(columns.item, setting="item"),
         "time": source.milliseconds(columns.time, setting="time", unit=columns.time_unit),
         "label": source.positives(label, setting="label", positive_from=columns.positive_from),
-        "raw_time": source.table[columns.time].cast("string"),
-        "raw_label": (source.table[label].cast("string") if label else ibis.null().cast("string")),
+        "raw_time": source.table[columns.time],
+        "raw_label": source.table[label] if label else ibis.null().cast("string"),
     }
     here, there = typed["item_id"].type(), catalogue.item_id.type()
     if here.is_string() != there.is_string():
@@ -127,20 +149,14 @@ def _typed_columns(
 
 
 def _refuse_misread(
-    source: Source,
-    columns: InteractionColumns | ImpressionColumns,
-    *,
-    causes: dict[str, int],
-    rows: int,
-    staged: "ir.Table",
+    engine: Engine, log: Log, *, causes: dict[str, int], rows: int, bad: "ir.Table"
 ) -> None:
     """Raise where a whole column is not what the settings say."""
-    if rows == 0:
-        raise ValueError(f"{source.path}: found no rows, expected {source.setting}; give a log")
+    source, columns = log.source, log.columns
 
     def examples(name: str) -> str:
-        column = staged.filter(staged.cause.notnull()).select(name).distinct().order_by(name)
-        return ", ".join(map(str, column.limit(4)[name].to_pyarrow().to_pylist()))
+        column = bad.select(name).distinct().order_by(name)
+        return ", ".join(str(row[name]) for row in engine.rows(column.limit(4)))
 
     where = f"{source.path}: column"
     if (count := causes.get("not_a_time", 0)) > MISREAD_SHARE * rows:
@@ -162,15 +178,26 @@ def _refuse_misread(
         )
 
 
-def _write_samples(con: "ibis.BaseBackend", staged: "ir.Table", *, path: Path) -> None:
+def _write_samples(engine: Engine, bad: "ir.Table", *, path: Path) -> None:
     """Keep some rows of every cause, to look at."""
     import ibis
+    import pyarrow as pa
 
-    bad = staged.filter(staged.cause.notnull()).select(
-        "cause", "user_id", "item_id", "raw_time", "raw_label"
-    )
-    order = [bad.user_id, bad.item_id, bad.raw_time, bad.raw_label]
-    rank = ibis.row_number().over(group_by=bad.cause, order_by=order)
-    samples = bad.mutate(rank=rank).filter(lambda row: row["rank"] < SAMPLE_ROWS).drop("rank")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    samples.order_by(["cause", "user_id", "item_id", "raw_time"]).to_parquet(path)
+    order = ["user_id", "item_id", "raw_time", "raw_label"]
+    rank = ibis.row_number().over(group_by=bad.cause, order_by=[bad[name] for name in order])
+    samples = bad.mutate(rank=rank).filter(lambda row: row["rank"] < SAMPLE_ROWS)
+    ordered = samples.select("cause", *order).order_by(["cause", *order])
+    schema = ordered.schema().to_pyarrow()
+    tables = list(engine.stream(ordered, rows=ROW_GROUP_ROWS, schema=schema))
+    # Spelled by Arrow, as engines spell times and floats in different ways.
+    for name in ("raw_time", "raw_label"):
+        if pa.types.is_timestamp(kind := schema.field(name).type):
+            schema = _retyped(schema, name, pa.timestamp("us", kind.tz))
+            tables = [table.cast(schema) for table in tables]
+        schema = _retyped(schema, name, pa.string())
+        tables = [table.cast(schema) for table in tables]
+    write_parquet(tables, path, schema=schema)
+
+
+def _retyped(schema: "pa.Schema", name: str, kind: "pa.DataType") -> "pa.Schema":
+    return schema.set(schema.get_field_index(name), schema.field(name).with_type(kind))

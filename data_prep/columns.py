@@ -21,7 +21,8 @@ class InteractionColumns:
     """The log that users' histories are made of."""
 
     path: str
-    """Parquet, CSV or JSONL: a file, or a pattern such as `log/*.parquet`; ${VARIABLES} expand."""
+    """Parquet, CSV, TSV or JSONL (.gz too): a file, a folder with all below it, whose `key=value`
+    names become columns, or a pattern such as `log/*.parquet`; ${VARIABLES} expand."""
     user: str = "user_id"
     """Column of user ids, integers or text."""
     item: str = "item_id"
@@ -50,7 +51,7 @@ class ItemColumns:
     """The catalogue and its content."""
 
     path: str
-    """Parquet, CSV or JSONL: a file, or a pattern; ${VARIABLES} expand."""
+    """Parquet, CSV, TSV or JSONL: a file, a folder or a pattern; ${VARIABLES} expand."""
     item: str = "item_id"
     """Column of item ids, integers or text, each once."""
     image: str | None = None
@@ -92,7 +93,7 @@ class UserColumns:
     """What is known of users beside their events."""
 
     path: str
-    """Parquet, CSV or JSONL: a file, or a pattern; ${VARIABLES} expand."""
+    """Parquet, CSV, TSV or JSONL: a file, a folder or a pattern; ${VARIABLES} expand."""
     user: str = "user_id"
     """Column of user ids, each once."""
     features: dict[str, FeatureType] = field(default_factory=dict)
@@ -107,7 +108,7 @@ class ImpressionColumns:
     """What was shown and whether it was clicked: the CTR task."""
 
     path: str
-    """Parquet, CSV or JSONL; may be the interactions' file. ${VARIABLES} expand."""
+    """Parquet, CSV, TSV or JSONL; may be the interactions' file. ${VARIABLES} expand."""
     user: str = "user_id"
     """Column of user ids."""
     item: str = "item_id"

@@ -1,94 +1,159 @@
-"""Which events stay, and when validation and test begin."""
+"""When validation and test begin, and which of the sorted events stay.
 
-import itertools
+All of it streams over the sorted events; what is held is a few numbers a user and an item.
+Letters: n events of a row group, U users, I items.
+"""
+
 import math
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep.cleaning import Ledger, count_rows
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.arrays import to_arrow, to_numpy
+from data_prep.cleaning import Ledger
 from data_prep.manifest import Cutoffs
+from data_prep.parquet_files import read_in_order, write_parquet
 from data_prep.settings import FilterConfig, ShardConfig, SplitConfig, parse_time
+from data_prep.sorted_log import write_events
+from data_prep.work import WorkFiles
 
 if TYPE_CHECKING:
-    import ibis
-    import ibis.expr.types as ir
+    import pyarrow as pa
+
+HISTOGRAM_BINS = 1 << 20
 
 
-def drop_duplicates(events: "ir.Table", settings: FilterConfig, *, ledger: Ledger) -> "ir.Table":
-    """One event where the settings say that several are the same."""
-    import ibis
-
-    if settings.duplicates == "keep_all":
-        return events
-    same = ["user_id", "item_row"]
-    same += ["time"] if settings.duplicates == "keep_exact_once" else []
-    order = [events.time, ibis.desc("label")]
-    order += [ibis.desc("weight")] if "weight" in events.columns else []
-    rank = ibis.row_number().over(group_by=[events[name] for name in same], order_by=order)
-    kept = events.mutate(rank=rank).filter(lambda row: row["rank"] == 0).drop("rank")
-    ledger.passed(
-        f"interactions: duplicates ({settings.duplicates})",
-        rows_in=count_rows(events),
-        rows_out=count_rows(kept),
+def given_cutoffs(settings: SplitConfig) -> Cutoffs | None:
+    """The cut-offs, where the settings name times."""
+    if settings.valid_start is None or settings.test_start is None:
+        return None
+    return Cutoffs(
+        valid_start=parse_time(settings.valid_start, name="split.valid_start"),
+        test_start=parse_time(settings.test_start, name="split.test_start"),
     )
-    return kept
 
 
-def find_cutoffs(settings: SplitConfig, events: "ir.Table") -> Cutoffs:
-    """The cut-offs as given, or as quantiles of the events' times (linear, as numpy's)."""
-    if settings.valid_start is not None and settings.test_start is not None:
-        return Cutoffs(
-            valid_start=parse_time(settings.valid_start, name="split.valid_start"),
-            test_start=parse_time(settings.test_start, name="split.test_start"),
-        )
+def quantile_cutoffs(settings: SplitConfig, events: Path, *, num_events: int) -> Cutoffs:
+    """The cut-offs as quantiles of the events' times (linear, as numpy's)."""
+    assert settings.valid_quantile is not None
+    assert settings.test_quantile is not None
+    if num_events == 0:
+        return Cutoffs(valid_start=0, test_start=0)
 
-    def quantile(share: float | None) -> int:
-        value = events.time.cast("float64").quantile(share).to_pyarrow().as_py()
-        return math.ceil(value) if value is not None else 0
+    def quantile(share: float) -> int:
+        place = share * (num_events - 1)
+        low = time_of_rank(events, math.floor(place))
+        high = time_of_rank(events, math.ceil(place))
+        return math.ceil(low + (high - low) * (place - math.floor(place)))
 
     return Cutoffs(
         valid_start=quantile(settings.valid_quantile), test_start=quantile(settings.test_quantile)
     )
 
 
+def time_of_rank(events: Path, rank: int) -> int:
+    """The time of the event that is `rank`-th (from 0) by time, in memory that does not grow.
+
+    A histogram of all times says in which bin it lies, one of that bin's times where in it, and
+    so on until a bin is a millisecond.
+    """
+    import pyarrow.parquet as pq
+
+    meta = pq.read_metadata(events)
+    column = meta.schema.names.index("time")
+    groups = [meta.row_group(i).column(column).statistics for i in range(meta.num_row_groups)]
+    low: int = min(group.min for group in groups)
+    high: int = max(group.max for group in groups)
+    while low < high:
+        width = (high - low) // HISTOGRAM_BINS + 1
+        counts = np.zeros(HISTOGRAM_BINS, np.int64)
+        for table in read_in_order(events, ["time"]):
+            time_n = to_numpy(table["time"])
+            inside = time_n[(time_n >= low) & (time_n <= high)]
+            counts += np.bincount((inside - low) // width, minlength=HISTOGRAM_BINS)
+        before = np.cumsum(counts) - counts
+        bin_ = int(np.searchsorted(before, rank, side="right")) - 1
+        rank -= int(before[bin_])
+        low, high = low + bin_ * width, min(high, low + (bin_ + 1) * width - 1)
+    return low
+
+
 def keep_core(
-    con: "ibis.BaseBackend",
-    events: "ir.Table",
+    work: WorkFiles,
     *,
     settings: FilterConfig,
     cutoffs: Cutoffs,
+    num_users: int,
+    num_items: int,
     ledger: Ledger,
-) -> "ir.Table":
-    """The k-core of the training events, and every later event.
+) -> int:
+    """Leave the k-core of the training events, and every later event; returns the users left.
 
     Users and items are dropped in turn until all that stay have enough events. Counting later
-    events would choose the training data by what is to be predicted.
+    events would choose the training data by what is to be predicted. Users without an event or an
+    impression are numbered no more.
     """
-    limits = {"user_id": settings.min_user_events, "item_row": settings.min_item_events}
-    if not any(limits.values()):
-        return events
-    train = core = events.filter(events.time < cutoffs.valid_start)
-    rows_in = rows = count_rows(core)
-    kept: dict[str, ir.Table] = {}
-    for turn in itertools.count():
-        for key, limit in limits.items():
-            counted = core.group_by(key).aggregate(events=lambda row: row.count())
-            enough = counted.filter(counted.events >= limit).select(key)
-            # Only the ids are stored, so that a turn costs little disk.
-            kept[key] = con.create_table(f"core_{key}_{turn}", enough)
-            core = train
-            for kept_key, ids in kept.items():
-                core = core.semi_join(ids, kept_key)
-        before, rows = rows, count_rows(core)
-        if rows == before:
-            break
+    user_U, item_I = np.ones(num_users, bool), np.ones(num_items, bool)
+    rows: list[int] = []
+    while len(rows) < 2 or rows[-1] != rows[-2]:
+        of_user_U, of_item_I = np.zeros(num_users, np.int64), np.zeros(num_items, np.int64)
+        for user_n, item_n, time_n in _triples(work.events):
+            core_n = (time_n < cutoffs.valid_start) & user_U[user_n] & item_I[item_n]
+            of_user_U += np.bincount(user_n[core_n], minlength=num_users)
+            of_item_I += np.bincount(item_n[core_n], minlength=num_items)
+        rows.append(int(of_user_U.sum()))
+        user_U &= of_user_U >= settings.min_user_events
+        item_I &= of_item_I >= settings.min_item_events
     ledger.passed(
         f"interactions: k-core of training events (users {settings.min_user_events}, "
         f"items {settings.min_item_events})",
-        rows_in=rows_in,
-        rows_out=rows,
+        rows_in=rows[0],
+        rows_out=rows[-1],
     )
-    return core.union(events.filter(events.time >= cutoffs.valid_start))
+    return _rewrite(work, user_U, item_I, valid_start=cutoffs.valid_start)
+
+
+def _rewrite(
+    work: WorkFiles,
+    user_U: NDArray[np.bool_],
+    item_I: NDArray[np.bool_],
+    *,
+    valid_start: int,
+) -> int:
+    """Drop the training events of other users and items, then the users who have nothing left."""
+    import pyarrow.parquet as pq
+
+    users = pq.read_table(work.seen_users)
+    left_U = to_numpy(users["shown"]).copy()
+    for user_n, item_n, time_n in _triples(work.events):
+        left_U[user_n[(time_n >= valid_start) | (user_U[user_n] & item_I[item_n])]] = True
+    new_row_U = np.cumsum(left_U, dtype=np.int32) - 1
+
+    def kept() -> Iterator["pa.Table"]:
+        for table in read_in_order(work.events):
+            user_n, item_n = to_numpy(table["user_row"]), to_numpy(table["item_row"])
+            late_n = to_numpy(table["time"]) >= valid_start
+            table = table.set_column(0, "user_row", to_arrow(new_row_U[user_n]))
+            yield table.filter(to_arrow(late_n | (user_U[user_n] & item_I[item_n])))
+
+    schema = pq.read_schema(work.events)
+    write_events(kept(), work.events, schema=schema)
+    users = users.set_column(0, "user_row", to_arrow(new_row_U)).filter(to_arrow(left_U))
+    write_parquet([users], work.seen_users, schema=users.schema)
+    return int(users.num_rows)
+
+
+def _triples(
+    events: Path,
+) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]]:
+    names = ["user_row", "item_row", "time"]
+    for table in read_in_order(events, names):
+        user_n, item_n, time_n = (to_numpy(table[name]) for name in names)
+        yield user_n, item_n, time_n
 
 
 def check_splits(

@@ -1,38 +1,42 @@
-"""The relational step, in Ibis on DuckDB and out of core: raw tables to rows, cut-offs and splits.
+"""The relational step, in Ibis on DuckDB or Spark and out of core: raw tables to rows and splits.
 
 It writes a hidden work folder inside the dataset folder, from which the content step of any part
-can be run: items, users, events, and the items' raw content in the order of the rows.
+can be run: items, users, events, and the items' raw content in the order of the rows. The log is
+read, cleaned, joined and sorted in one query, whose result is numbered and counted as it streams.
 """
 
 import logging
-import shutil
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep.catalogue import Catalogue, read_catalogue, read_users
-from data_prep.cleaning import Ledger, clean_log, count_rows
-from data_prep.log_filters import check_splits, drop_duplicates, find_cutoffs, keep_core
+from data_prep.catalogue import Catalogue, read_catalogue, write_users
+from data_prep.cleaning import Ledger, Log, open_log, set_bad_rows_aside
+from data_prep.engines import Engine, connect
+from data_prep.event_counts import EventCounts, count_events, with_counts, with_counts_schema
+from data_prep.impressions import write_impressions
+from data_prep.log_filters import check_splits, given_cutoffs, keep_core, quantile_cutoffs
 from data_prep.manifest import Cutoffs, Features
-from data_prep.parquet_files import write_parquet
-from data_prep.records import SPLITS, impressions_file
+from data_prep.parquet_files import ROW_GROUP_ROWS, write_parquet
+from data_prep.raw_files import RawFiles
 from data_prep.settings import ShardConfig, expand_path
-from data_prep.sources import stream
+from data_prep.sorted_log import ONLY_SHOWN, SortedLog, sort_keys, write_sorted_log
 from data_prep.work import CONTENT_ROWS, TablesReport, WorkFiles, source_fingerprint
 
 if TYPE_CHECKING:
-    import ibis
     import ibis.expr.types as ir
+    import pyarrow as pa
 
 logger = logging.getLogger(__name__)
 
-ROW_GROUP_ROWS = 131_072
+SECONDS_A_LINE = 30.0
+"""How often a long stream says how far it is."""
 
 
 def build_tables(config: ShardConfig) -> TablesReport:
     """Run the relational step, or keep its result where settings and raw files are the same."""
-    import duckdb
-    import ibis
-
     dataset_dir = expand_path(config.dataset_dir, setting="dataset_dir")
     work = WorkFiles(dataset_dir)
     fingerprint = source_fingerprint(config)
@@ -41,23 +45,18 @@ def build_tables(config: ShardConfig) -> TablesReport:
         return kept
     work.clear_dataset()
     work.dir.mkdir(parents=True)
-    con = ibis.duckdb.connect(
-        work.dir / "relational.duckdb",
-        memory_limit=config.memory_limit,
-        threads=config.duckdb_threads,
-        temp_directory=str(work.dir / "spill"),
-    )
+    engine = connect(config, work.dir)
     try:
-        report = _Relational(con, config, work=work, fingerprint=fingerprint).run()
-    except duckdb.Error as error:
+        with _step(f"all, on {engine.name}"):
+            report = _Relational(engine, config, work=work, fingerprint=fingerprint).run()
+    except engine.errors as error:
+        limit = f"; memory_limit is {config.memory_limit}" if config.engine == "duckdb" else ""
         raise ValueError(
-            f"{config.name}: DuckDB could not finish ({str(error).splitlines()[0]}); "
-            f"memory_limit is {config.memory_limit}, correct the raw tables or raise it"
+            f"{config.name}: {engine.name} could not finish ({_first_line(error)}){limit}; correct "
+            "the raw tables, give it more memory, or make room on the disk of dataset_dir"
         ) from error
     finally:
-        con.disconnect()
-        (work.dir / "relational.duckdb").unlink(missing_ok=True)
-        shutil.rmtree(work.dir / "spill", ignore_errors=True)
+        engine.close()
     report.save(work)
     return report
 
@@ -66,176 +65,187 @@ class _Relational:
     """One run of the step; its methods are in the order they are called."""
 
     def __init__(
-        self,
-        con: "ibis.BaseBackend",
-        config: ShardConfig,
-        *,
-        work: WorkFiles,
-        fingerprint: str,
+        self, engine: Engine, config: ShardConfig, *, work: WorkFiles, fingerprint: str
     ) -> None:
-        self.con = con
+        self.engine = engine
         self.config = config
         self.work = work
         self.fingerprint = fingerprint
         self.ledger = Ledger()
+        self.num_users = 0
 
     def run(self) -> TablesReport:
         """Write every table and say what is in them."""
-        catalogue = read_catalogue(self.con, self.config.items, ledger=self.ledger)
-        interactions = self._clean("interactions", catalogue)
-        impressions = self._clean("impressions", catalogue) if self.config.impressions else None
-        interactions = self.con.create_table(
-            "deduplicated",
-            drop_duplicates(interactions, self.config.filter, ledger=self.ledger),
-        )
-        cutoffs = find_cutoffs(self.config.split, interactions)
-        interactions = keep_core(
-            self.con,
-            interactions,
-            settings=self.config.filter,
-            cutoffs=cutoffs,
-            ledger=self.ledger,
-        )
-        users = self._number_users(interactions, impressions)
-        events = self._write_events(interactions, users)
-        counts, newest, newest_train = self._count_events(events, cutoffs)
-        self._write_catalogue(catalogue, events, cutoffs)
-        read_users(
-            self.con, self.config.users, users=users, path=self.work.users, rows=ROW_GROUP_ROWS
-        )
+        with _step("items: numbered"):
+            catalogue = read_catalogue(self.engine, self.config.items, ledger=self.ledger)
+        interactions = self._open("interactions", catalogue)
+        impressions = self._open("impressions", catalogue) if self.config.impressions else None
+        with _step("interactions: cleaned, joined and sorted"):
+            events = self._sort(interactions, impressions, catalogue)
+        with _step("items: written"):
+            self._write_catalogue(catalogue, events)
+        path = self.work.seen_users
+        with _step("users: written"):
+            users = self.engine.read(RawFiles([path], "parquet", "seen_users", str(path), None))
+            write_users(self.engine, self.config.users, users=users, path=self.work.users)
+        counts = dict(events.totals)
         if impressions is not None:
-            counts |= self._write_impressions(impressions, users, cutoffs)
-        check_splits(self.config, counts, cutoffs=cutoffs, newest_event=newest)
-        counts |= {"items": catalogue.num_items, "users": count_rows(users)}
-        context = self.config.impressions.features if self.config.impressions else {}
-        return TablesReport(
-            fingerprint=self.fingerprint,
-            cutoffs=cutoffs,
-            newest_event=newest,
-            newest_train_event=newest_train,
-            counts=counts | {"items_per_shard": self.config.items_per_shard},
-            features=Features(
-                item=self.config.items.features,
-                user=self.config.users.features if self.config.users else {},
-                context=context,
-            ),
-            text_fields=self.config.items.texts,
-            vector_widths=catalogue.vector_widths,
-            quarantine=self.ledger.quarantine,
-            filters=self.ledger.filters,
-        )
+            with _step("impressions: sorted and split"):
+                shown = write_impressions(
+                    self.engine, impressions, users=users, cutoffs=events.cutoffs, work=self.work
+                )
+                self._set_aside(impressions, catalogue, usable_rows=sum(shown.values()))
+                counts |= shown
+        check_splits(self.config, counts, cutoffs=events.cutoffs, newest_event=events.newest)
+        counts |= {"items": catalogue.num_items, "users": self.num_users}
+        return self._report(catalogue, events, counts)
 
-    def _clean(self, setting: str, catalogue: Catalogue) -> "ir.Table":
-        return clean_log(
-            self.con,
-            getattr(self.config, setting),
-            setting=setting,
+    def _open(self, setting: str, catalogue: Catalogue) -> Log:
+        columns = getattr(self.config, setting)
+        return open_log(self.engine, columns, setting=setting, catalogue=catalogue.rows)
+
+    def _sort(
+        self, interactions: Log, impressions: Log | None, catalogue: Catalogue
+    ) -> EventCounts:
+        """Write every user's events in time order, and the users in order of id."""
+        import ibis
+
+        rows = interactions.usable
+        if self.config.interactions.label is None:
+            rows = rows.drop("label")
+        names = ["user_id", "time", "item_row", *rows.drop("user_id", "time", "item_row").columns]
+        rows = rows.select(*names)
+        if impressions is not None:
+            shown = impressions.usable.select("user_id").distinct()
+            _check_same_ids(shown, rows)
+            empty = {name: ibis.literal(0, rows[name].type()) for name in names[1:]}
+            empty["item_row"] = ibis.literal(ONLY_SHOWN, rows.item_row.type())
+            rows = rows.union(shown.mutate(**empty).select(*names))
+        duplicates = self.config.filter.duplicates
+        keys = sort_keys(names, duplicates=duplicates)
+        order = [ibis.desc(key) if key in ("label", "weight") else key for key in keys]
+        schema = rows.schema().to_pyarrow()
+        # Known times let the events be counted as they pass; quantiles and a core do not.
+        cutoffs = given_cutoffs(self.config.split)
+        core = self.config.filter.min_user_events or self.config.filter.min_item_events
+        counts = None if cutoffs is None or core else EventCounts(cutoffs, catalogue.num_items)
+        stream = self.engine.stream(rows.order_by(order), rows=ROW_GROUP_ROWS, schema=schema)
+        log = write_sorted_log(
+            _said(stream),
+            schema=schema,
+            duplicates=duplicates,
+            events_path=self.work.events,
+            users_path=self.work.seen_users,
+            count=counts.add if counts is not None else None,
+        )
+        self._set_aside(interactions, catalogue, usable_rows=log.usable)
+        if duplicates != "keep_all":
+            step = f"interactions: duplicates ({duplicates})"
+            self.ledger.passed(step, rows_in=log.usable, rows_out=log.kept)
+        self.num_users = log.users
+        return counts if counts is not None else self._filter(log, cutoffs, catalogue)
+
+    def _set_aside(self, log: Log, catalogue: Catalogue, *, usable_rows: int) -> None:
+        set_bad_rows_aside(
+            self.engine,
+            log,
+            usable_rows=usable_rows,
             catalogue=catalogue.rows,
             dataset_dir=self.work.dataset_dir,
             ledger=self.ledger,
         )
 
-    def _number_users(self, interactions: "ir.Table", impressions: "ir.Table | None") -> "ir.Table":
-        """user_id to user_row: everyone with an event or an impression, in order of id."""
-        import ibis
-
-        ids = interactions.select("user_id")
-        if impressions is not None:
-            if impressions.user_id.type() != ids.user_id.type():
-                raise ValueError(
-                    f"impressions: user ids are {impressions.user_id.type()}, but those of the "
-                    f"interactions are {ids.user_id.type()}; expected one type, convert a table"
-                )
-            ids = ids.union(impressions.select("user_id"))
-        ids = ids.distinct()
-        row = ibis.row_number().over(order_by=ids.user_id).cast("int32")
-        return self.con.create_table("users_numbered", ids.mutate(user_row=row))
-
-    def _write_events(self, interactions: "ir.Table", users: "ir.Table") -> "ir.Table":
-        """Every user's events in time order."""
-        names = ["user_row", "time", "item_row", "label"]
-        names += ["weight"] if "weight" in interactions.columns else []
-        events = self.con.create_table(
-            "events", interactions.inner_join(users, "user_id").select(*names)
-        )
-        self._write(events.order_by(names), self.work.events)
-        return events
-
-    def _count_events(
-        self, events: "ir.Table", cutoffs: Cutoffs
-    ) -> tuple[dict[str, int], int, int]:
-        train = events.time < cutoffs.valid_start
-        test = events.time >= cutoffs.test_start
-        (totals,) = (
-            events.aggregate(
-                events=events.count(),
-                train_events=train.sum(),
-                valid_events=(~train & ~test).sum(),
-                test_events=test.sum(),
-                positives=(events.label == 1).sum(),
-                train_positives=(train & (events.label == 1)).sum(),
-                newest=events.time.max(),
-                newest_train=events.time.max(where=train),
+    def _filter(self, log: SortedLog, cutoffs: Cutoffs | None, catalogue: Catalogue) -> EventCounts:
+        """Find the cut-offs, leave the k-core, then count."""
+        settings, events = self.config.filter, self.work.events
+        if cutoffs is None:
+            cutoffs = quantile_cutoffs(self.config.split, events, num_events=log.kept)
+        if settings.min_user_events or settings.min_item_events:
+            self.num_users = keep_core(
+                self.work,
+                settings=settings,
+                cutoffs=cutoffs,
+                num_users=log.users,
+                num_items=catalogue.num_items,
+                ledger=self.ledger,
             )
-            .to_pyarrow()
-            .to_pylist()
-        )
-        counts = {name: int(value or 0) for name, value in totals.items()}
-        return counts, counts.pop("newest"), counts.pop("newest_train")
+        counts = EventCounts(cutoffs, catalogue.num_items)
+        count_events(events, counts)
+        return counts
 
-    def _write_catalogue(self, catalogue: Catalogue, events: "ir.Table", cutoffs: Cutoffs) -> None:
+    def _write_catalogue(self, catalogue: Catalogue, events: EventCounts) -> None:
         """Items with popularity before `valid_start`, and arrival; then their raw content."""
-        trained = (events.label == 1) & (events.time < cutoffs.valid_start)
-        seen = events.group_by("item_row").aggregate(
-            train_count=trained.sum(), first_event=events.time.min()
-        )
-        items = catalogue.table.left_join(seen, "item_row")
-        items = items.select(
-            "item_row",
-            "item_id",
-            train_count=items.train_count.fill_null(0).cast("int64"),
-            first_time=items.arrival.fill_null(items.first_event).cast("int64"),
-            **{name: items[name] for name in self.config.items.features},
-        )
-        self._write(items.order_by("item_row"), self.work.items)
+        items = catalogue.table.order_by("item_row")
+        schema = items.schema().to_pyarrow()
+        tables = self.engine.stream(items, rows=ROW_GROUP_ROWS, schema=schema)
+        counted = (with_counts(table, events) for table in tables)
+        self._write(counted, self.work.items, schema=with_counts_schema(schema))
         # Small row groups, so that any part finds its items without reading the others'.
         content = catalogue.content.order_by("item_row")
-        self._write(content, self.work.content, rows=CONTENT_ROWS, compression="none")
-
-    def _write_impressions(
-        self, impressions: "ir.Table", users: "ir.Table", cutoffs: Cutoffs
-    ) -> dict[str, int]:
-        assert self.config.impressions is not None
-        joined = impressions.inner_join(users, "user_id")
-        shown = joined.select(
-            "user_row",
-            "item_row",
-            "time",
-            label=joined.label.cast("float32"),
-            **{name: joined[name] for name in self.config.impressions.features},
-        )
-        inside = {
-            "train": shown.time < cutoffs.valid_start,
-            "valid": (shown.time >= cutoffs.valid_start) & (shown.time < cutoffs.test_start),
-            "test": shown.time >= cutoffs.test_start,
-        }
-        counts = {}
-        for split in SPLITS:
-            part = shown.filter(inside[split]).order_by(["time", "user_row", "item_row", "label"])
-            path = self.work.dataset_dir / impressions_file(split)
-            counts[f"impressions_{split}"] = self._write(part, path)
-        return counts
+        schema = content.schema().to_pyarrow()
+        tables = self.engine.stream(content, rows=CONTENT_ROWS, schema=schema)
+        self._write(tables, self.work.content, schema=schema, compression="none")
 
     def _write(
         self,
-        table: "ir.Table",
+        tables: Iterable["pa.Table"],
         path: Path,
         *,
-        rows: int = ROW_GROUP_ROWS,
+        schema: "pa.Schema",
         compression: str = "zstd",
     ) -> int:
-        schema = table.schema().to_pyarrow()
-        tables = stream(self.con, table, rows=rows)
         written = write_parquet(tables, path, schema=schema, compression=compression)
         logger.info("tables: wrote %s (%s rows)", path.name, f"{written:,}")
         return written
+
+    def _report(
+        self, catalogue: Catalogue, events: EventCounts, counts: dict[str, int]
+    ) -> TablesReport:
+        config = self.config
+        return TablesReport(
+            fingerprint=self.fingerprint,
+            cutoffs=events.cutoffs,
+            newest_event=events.newest,
+            newest_train_event=events.newest_train,
+            counts=counts | {"items_per_shard": config.items_per_shard},
+            features=Features(
+                item=config.items.features,
+                user=config.users.features if config.users else {},
+                context=config.impressions.features if config.impressions else {},
+            ),
+            text_fields=config.items.texts,
+            vector_widths=catalogue.vector_widths,
+            quarantine=self.ledger.quarantine,
+            filters=self.ledger.filters,
+        )
+
+
+@contextmanager
+def _step(what: str) -> Iterator[None]:
+    logger.info("tables: %s …", what)
+    start = time.perf_counter()
+    yield
+    logger.info("tables: %s, %.1f s", what, time.perf_counter() - start)
+
+
+def _said(tables: Iterable["pa.Table"]) -> Iterator["pa.Table"]:
+    """The same tables; now and then a line says how many rows have passed."""
+    rows, said = 0, time.perf_counter()
+    for table in tables:
+        yield table
+        rows += table.num_rows
+        if time.perf_counter() - said > SECONDS_A_LINE:
+            said = time.perf_counter()
+            logger.info("tables: %s sorted rows written …", f"{rows:,}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]
+
+
+def _check_same_ids(shown: "ir.Table", rows: "ir.Table") -> None:
+    if shown.user_id.type() != rows.user_id.type():
+        raise ValueError(
+            f"impressions: user ids are {shown.user_id.type()}, but those of the interactions are "
+            f"{rows.user_id.type()}; expected one type, convert a table"
+        )

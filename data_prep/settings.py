@@ -183,14 +183,25 @@ class ShardConfig:
     """Token ids made beside the texts; null: training tokenises."""
     items_per_shard: int = 4096
     """Items in one tar; a dataset's bytes depend on it, and not on the number of parts."""
+    engine: Literal["duckdb", "spark"] = "duckdb"
+    """What runs the relational step; the dataset is the same. spark: pip install triptych[spark],
+    Java, and a dataset_dir where every executor can write."""
     memory_limit: str = "2GB"
-    """What DuckDB may use before it goes to disk."""
+    """What the relational step may use on DuckDB before it goes to disk, Python's share included.
+    Spark's is in spark_conf."""
     duckdb_threads: int = 2
-    """Threads of the relational step."""
+    """Threads of the relational step on DuckDB."""
+    spark_conf: dict[str, str] = field(default_factory=dict)
+    """Spark's settings, such as spark.driver.memory; spark-submit's own come first."""
     extra: str | None = None
     """JSON file whose content goes into the manifest, such as the toy world's truth.json."""
 
     def __post_init__(self) -> None:
+        if self.spark_conf and self.engine != "spark":
+            raise ValueError(
+                f"spark_conf: found settings of Spark with engine {self.engine!r}, expected none; "
+                "leave them out, or set engine to spark"
+            )
         if self.items_per_shard < 1:
             raise ValueError(f"items_per_shard: found {self.items_per_shard}, expected at least 1")
         if self.duckdb_threads < 1:

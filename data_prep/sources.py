@@ -1,25 +1,24 @@
-"""Raw tables as Ibis expressions: found, checked and typed; nothing is computed here.
+"""Raw tables as Ibis expressions: found, checked and typed; nothing is computed here."""
 
-Every expression is portable Ibis; only reading files and streaming results know DuckDB.
-"""
-
-import glob
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.columns import TimeUnit
+from data_prep.engines import Engine, count_rows
+from data_prep.raw_files import HIVE_NULL, RawFiles, find_files
 from data_prep.records import FeatureType
-from data_prep.settings import expand_path
 
 if TYPE_CHECKING:
-    import ibis
     import ibis.expr.types as ir
-    import pyarrow as pa
 
 EARLIEST_MS = 315_532_800_000  # 1980-01-01
 LATEST_MS = 4_102_444_800_000  # 2100-01-01
+TEXT_TYPES = {
+    **dict.fromkeys(("TINYINT", "SMALLINT", "INTEGER", "BIGINT"), "int64"),
+    **dict.fromkeys(("FLOAT", "DOUBLE", "DECIMAL"), "float64"),
+    "BOOLEAN": "boolean",
+}
+"""What DuckDB takes a column of text for to the type it gets; every other one stays text."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,8 @@ class Source:
     path: str
     setting: str
     """Key of the settings that names it: interactions, items, users, impressions."""
+    is_text: bool = False
+    """Whether a look at it costs parsing text anew."""
 
     def column(self, name: str, *, setting: str) -> "ir.Column":
         """The column, or an error that lists those there are."""
@@ -66,28 +67,30 @@ class Source:
                     f"{self.path}: column {name!r} holds {kind} and {unit_setting} is {unit!r}, "
                     f"expected a unit for numbers; set {unit_setting} to s, ms or us"
                 )
-            number = column.cast("float64")
             per_unit = {"s": 1000.0, "ms": 1.0, "us": 0.001}[unit]
-            time = (number * per_unit).round()
+            number = column if kind.is_integer() else column.cast("float64")
             # Of the raw number, as rounding fails on nan, infinity and what is far too large.
-            plausible = number.between(EARLIEST_MS / per_unit, LATEST_MS / per_unit)
+            inside = _is_between(number, EARLIEST_MS / per_unit, LATEST_MS / per_unit)
+            number = ibis.ifelse(inside, number, ibis.null())
+            if kind.is_integer() and unit != "us":
+                return number.cast("int64") * int(per_unit)
+            return (number.cast("float64") * per_unit).round().cast("int64")
         elif kind.is_timestamp() or kind.is_date() or kind.is_string():
             if unit in ("s", "ms", "us"):
                 raise ValueError(
                     f"{self.path}: column {name!r} holds {kind} and {unit_setting} is {unit!r}, "
                     f"expected numbers; set {unit_setting} to auto"
                 )
-            moment = column.try_cast("timestamp") if kind.is_string() else column
-            moment = moment.cast("timestamp") if kind.is_date() else moment
+            moment = _moment_of_text(column) if kind.is_string() else column
+            moment = moment.cast("timestamp")
             # Truncated, as DuckDB's epoch carries the fraction of the second and Spark's does not.
             time = moment.truncate("s").epoch_seconds() * 1000 + moment.millisecond()
-            plausible = time.between(EARLIEST_MS, LATEST_MS)
-        else:
-            raise ValueError(
-                f"{self.path}: column {name!r} holds {kind}, expected times for "
-                f"{self.setting}.{setting}; convert it to a timestamp"
-            )
-        return ibis.ifelse(plausible, time, ibis.null()).cast("int64")
+            inside = time.between(EARLIEST_MS, LATEST_MS)
+            return ibis.ifelse(inside, time, ibis.null()).cast("int64")
+        raise ValueError(
+            f"{self.path}: column {name!r} holds {kind}, expected times for "
+            f"{self.setting}.{setting}; convert it to a timestamp"
+        )
 
     def positives(
         self, name: str | None, *, setting: str, positive_from: float | None
@@ -106,9 +109,9 @@ class Source:
             )
         number = column.cast("float64")
         if positive_from is None:
-            valid, positive = number.isin([0.0, 1.0]), number == 1
+            valid, positive = _is_between(number, 0, 1) & number.isin([0.0, 1.0]), number == 1
         else:
-            valid, positive = ~(number.isnan() | number.isinf()), number >= positive_from
+            valid, positive = _is_between(number, -1e308, 1e308), number >= positive_from
         return ibis.ifelse(valid, positive.cast("int8"), ibis.null()).cast("int8")
 
     def weights(self, name: str) -> "ir.Column":
@@ -122,7 +125,9 @@ class Source:
                 f"{self.setting}.weight; convert it"
             )
         number = column.cast("float64")
-        return ibis.ifelse(number.between(0, 1e30), number, ibis.null()).cast("float32")
+        # Of -0.0 and 0.0, which are equal, the order would depend on the engine.
+        inside = _is_between(number, 0, 1e30)
+        return ibis.ifelse(inside, number.abs(), ibis.null()).cast("float32")
 
     def features(self, features: dict[str, FeatureType]) -> dict[str, "ir.Column"]:
         """Feature columns as float64, string or list of string."""
@@ -145,84 +150,77 @@ class Source:
         return typed
 
 
-def source_files(path: str, *, setting: str) -> list[Path]:
-    """The files a path or pattern stands for, in order."""
-    expanded = expand_path(path, setting=f"{setting}.path")
-    files = sorted(Path(found) for found in glob.glob(str(expanded), recursive=True))  # noqa: PTH207 (absolute patterns)
-    if not files:
-        raise FileNotFoundError(
-            f"{expanded}: found no such file, expected {setting}; correct {setting}.path"
-        )
-    return files
+def _is_between(number: "ir.NumericColumn", low: float, high: float) -> "ir.BooleanColumn":
+    """Whether a number is one and lies between two; as integers where it is an integer.
+
+    Parquet's statistics leave nan out, and DuckDB trusts them: a range that covers them is true
+    and `isnan` is false, whatever the rows hold. It does not look through a product.
+    """
+    if number.type().is_integer():
+        return number.between(int(low), int(high))
+    return (number * 0 == 0) & number.between(low, high)
 
 
-def open_source(
-    con: "ibis.BaseBackend", path: str, *, setting: str, unique: str | None = None
-) -> Source:
+def _moment_of_text(text: "ir.StringColumn") -> "ir.TimestampColumn":
+    """ISO 8601 as a moment, in UTC where no zone is given; null where it is something else.
+
+    What begins with no date is refused first: Spark would take `10:00` for a time of today.
+    """
+    import ibis
+
+    dated = ibis.ifelse(text.like("____-__-__%"), text, ibis.null())
+    return dated.try_cast("timestamp('UTC')")
+
+
+def open_source(engine: Engine, path: str, *, setting: str, unique: str | None = None) -> Source:
     """Open a raw table; with `unique`, refuse repeated values in that column of ids."""
-    import duckdb
-
-    files = source_files(path, setting=setting)
-    suffix = files[0].name.removesuffix(".gz").rpartition(".")[2].lower()
-    readers = {
-        "parquet": con.read_parquet,
-        "csv": con.read_csv,
-        "tsv": con.read_csv,
-        "json": con.read_json,
-        "jsonl": con.read_json,
-    }
-    shown = str(files[0]) if len(files) == 1 else f"{path} ({len(files)} files)"
-    if suffix not in readers:
-        raise ValueError(
-            f"{shown}: found the suffix {suffix!r}, expected one of {', '.join(readers)}; "
-            f"correct {setting}.path"
-        )
+    raw = find_files(path, setting=setting)
     try:
-        table = readers[suffix]([str(file) for file in files])
-    except duckdb.Error as error:
+        table = _typed(engine, raw)
+    except engine.errors as error:
         raise ValueError(
-            f"{shown}: cannot be read as {suffix} ({str(error).splitlines()[0]}); "
+            f"{raw.shown}: cannot be read as {raw.kind} ({str(error).splitlines()[0]}); "
             f"correct the file or {setting}.path"
         ) from error
-    source = Source(table=table, path=shown, setting=setting)
+    is_text = raw.kind != "parquet"
+    if unique is not None and is_text:
+        table = engine.keep(f"{setting}_parsed", table)
+    source = Source(table=table, path=raw.shown, setting=setting, is_text=is_text)
     if unique is not None:
-        ids = source.ids(unique, setting=setting.removesuffix("s"))
-        repeated = (
-            table.select(id=ids)
-            .filter(lambda row: row.id.notnull())
-            .group_by("id")
-            .aggregate(times=lambda row: row.count())
-            .filter(lambda row: row.times > 1)
-        )
-        count = int(repeated.count().to_pyarrow().as_py())
-        if count:
-            examples = repeated.order_by("id").limit(3).id.to_pyarrow().to_pylist()
-            raise ValueError(
-                f"{shown}: found {count} ids more than once in column {unique!r} (such as "
-                f"{', '.join(map(str, examples))}), expected each once; remove the repeated rows"
-            )
+        _refuse_repeated(engine, source, column=unique)
     return source
 
 
-def stream(
-    con: "ibis.BaseBackend", expression: "ir.Table", *, rows: int, schema: "pa.Schema | None" = None
-) -> Iterator["pa.Table"]:
-    """Results in tables of exactly `rows` rows (the last may be shorter), without holding all."""
+def _typed(engine: Engine, raw: RawFiles) -> "ir.Table":
+    """The files' columns; text becomes numbers by the same rule on every engine."""
     import ibis
-    import pyarrow as pa
 
-    # Ibis 12's own to_pyarrow_batches calls a method that DuckDB 2.0 no longer has.
-    reader = con.con.sql(ibis.to_sql(expression, dialect="duckdb")).to_arrow_reader(rows)
-    held: list[pa.Table] = []
-    count = 0
-    for batch in reader:
-        table = pa.Table.from_batches([batch])
-        held.append(table.cast(schema) if schema else table)
-        count += batch.num_rows
-        while count >= rows:
-            joined = pa.concat_tables(held)
-            yield joined.slice(0, rows).combine_chunks()
-            held = [joined.slice(rows)]
-            count -= rows
-    if count:
-        yield pa.concat_tables(held).combine_chunks()
+    table = engine.read(raw)
+    columns: dict[str, ir.Value] = {}
+    if raw.kind != "parquet":
+        for name, found in engine.sniff(raw).items():
+            # Times stay text: Source.milliseconds reads them.
+            if (kind := TEXT_TYPES.get(found.partition("(")[0])) is not None:
+                # Stripped, or DuckDB has its CSV reader cast, which fails where try_cast does not.
+                columns[name] = table[name].strip().try_cast(kind)
+    for name, is_integer in raw.partitions().items():
+        given = ibis.ifelse(table[name].cast("string") == HIVE_NULL, ibis.null(), table[name])
+        columns[name] = given.cast("int64" if is_integer else "string")
+    return table.mutate(**columns) if columns else table
+
+
+def _refuse_repeated(engine: Engine, source: Source, *, column: str) -> None:
+    ids = source.ids(column, setting=source.setting.removesuffix("s"))
+    repeated = (
+        source.table.select(id=ids)
+        .filter(lambda row: row.id.notnull())
+        .group_by("id")
+        .aggregate(times=lambda row: row.count())
+        .filter(lambda row: row.times > 1)
+    )
+    if count := count_rows(engine, repeated):
+        examples = [row["id"] for row in engine.rows(repeated.order_by("id").limit(3))]
+        raise ValueError(
+            f"{source.path}: found {count} ids more than once in column {column!r} (such as "
+            f"{', '.join(map(str, examples))}), expected each once; remove the repeated rows"
+        )

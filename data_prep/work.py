@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.manifest import Cutoffs, Features, FilterCount
+from data_prep.raw_files import find_files
 from data_prep.records import MANIFEST_FILE, QUARANTINE_DIR, WORK_DIR, replace_file
 from data_prep.settings import ShardConfig, expand_path
-from data_prep.sources import source_files
+
+NOT_IN_RESULT = ("engine", "memory_limit", "duckdb_threads", "spark_conf", "dataset_dir")
+"""Settings that change how, how fast or where a dataset is made, and not what is in it."""
 
 CONTENT_ROWS = 256
 """Rows of a row group of the raw content: what a writer of tars holds in memory."""
@@ -26,6 +29,7 @@ class WorkFiles:
         self.items = self.dir / "items.parquet"
         self.users = self.dir / "users.parquet"
         self.events = self.dir / "events.parquet"
+        self.seen_users = self.dir / "seen_users.parquet"
         self.content = self.dir / "content.parquet"
 
     def item_receipt(self, shard: int) -> Path:
@@ -97,16 +101,26 @@ class TablesReport:
 
 
 def source_fingerprint(config: ShardConfig) -> str:
-    """Digest of the settings and of the raw files' names, sizes and times of change."""
-    states = []
+    """Digest of what decides the result: settings, and the raw files' names, sizes and times.
+
+    The times are of the last change, in nanoseconds; names are relative to the folder the setting
+    names, so that a partition's name counts and the place of the folder does not.
+    """
+    states: list[list[object]] = []
     for setting in ("interactions", "items", "users", "impressions"):
         if (columns := getattr(config, setting)) is None:
             continue
-        for file in source_files(columns.path, setting=setting):
+        raw = find_files(columns.path, setting=setting)
+        for file in raw.files:
+            name = file.relative_to(raw.folder).as_posix() if raw.folder else file.name
             state = file.stat()
-            states.append([setting, file.name, state.st_size, state.st_mtime_ns])
+            states.append([setting, name, state.st_size, state.st_mtime_ns])
     if config.extra is not None:
         state = expand_path(config.extra, setting="extra").stat()
         states.append(["extra", state.st_size, state.st_mtime_ns])
-    text = json.dumps([dataclasses.asdict(config), states], sort_keys=True)
+    settings = dataclasses.asdict(config)
+    settings = {name: value for name, value in settings.items() if name not in NOT_IN_RESULT}
+    for setting in {str(state[0]) for state in states} - {"extra"}:
+        del settings[setting]["path"]
+    text = json.dumps([settings, states], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

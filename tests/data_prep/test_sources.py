@@ -1,0 +1,141 @@
+"""Where raw tables may lie and how they may be written."""
+
+import csv
+import dataclasses
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data_prep.columns import InteractionColumns
+from data_prep.dataset import open_dataset
+from data_prep.raw_files import find_files
+from data_prep.work import source_fingerprint
+
+if TYPE_CHECKING:
+    from conftest import SmallWorld
+
+
+def write_csv(table: pa.Table, path: Path, *, sep: str) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, delimiter=sep)
+        writer.writerow(table.column_names)
+        writer.writerows([row.values() for row in table.to_pylist()])
+
+
+def write_lines(table: pa.Table, path: Path) -> None:
+    with gzip.open(path, "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in table.to_pylist())
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("log.tsv", lambda table, path: write_csv(table, path, sep="\t")),
+        ("log.csv", lambda table, path: write_csv(table, path, sep=";")),
+        ("log.jsonl.gz", write_lines),
+        ("log.json", lambda table, path: path.write_text(json.dumps(table.to_pylist()))),
+    ],
+)
+def test_text_files_give_the_events_of_parquet(
+    small: "SmallWorld", tmp_path: Path, name: str, write: Callable[[pa.Table, Path], None]
+) -> None:
+    first = open_dataset(small.shard()).events()
+    write(pa.table(small.interactions), tmp_path / name)
+    columns = dataclasses.replace(small.config().interactions, path=str(tmp_path / name))
+    folder = small.shard(interactions=columns, dataset_dir=str(tmp_path / "text"))
+    log = open_dataset(folder).events()
+    assert log.times.tolist() == first.times.tolist()
+    assert log.item_rows.tolist() == first.item_rows.tolist()
+
+
+def test_a_partitioned_folder_gives_its_names_as_columns(
+    small: "SmallWorld", tmp_path: Path
+) -> None:
+    expected = open_dataset(small.shard()).events()
+    table = pa.table(small.interactions)
+    for user in (10, 20, 30, 40):
+        part = tmp_path / f"log/user={user}/_temporary"
+        part.mkdir(parents=True)
+        (part / "half.parquet").write_text("left by a writer that died")
+        rows = [row for row in table.to_pylist() if row["user_id"] == user]
+        kept = pa.Table.from_pylist(rows).drop_columns("user_id")
+        pq.write_table(kept, part.parent / "part.parquet")
+    columns = InteractionColumns(path=str(tmp_path / "log"), user="user", time_unit="s")
+    config = {"interactions": columns, "dataset_dir": str(tmp_path / "hive")}
+    dataset = open_dataset(small.shard(**config))
+    assert dataset.users["user_id"].to_pylist() == [10, 20, 30, 40]
+    assert dataset.events().item_rows.tolist() == expected.item_rows.tolist()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "found a folder without files, expected items; correct items.path"),
+        (["_SUCCESS"], "found a folder without files"),
+        (["a.csv", "b.parquet"], "found the suffix 'csv' and 'parquet', expected one of parquet"),
+        (["a.xlsx"], "found the suffix 'xlsx', expected one of parquet, csv"),
+        (["a=1/x.csv", "b=1/x.csv"], r"b=1/x.csv: found the partition columns \['b'\]"),
+    ],
+)
+def test_a_folder_of_mixed_or_no_files_is_an_error(
+    tmp_path: Path, names: list[str], message: str
+) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        find_files(str(tmp_path), setting="items").partitions()
+
+
+def test_a_word_among_the_numbers_of_a_csv_is_set_aside(
+    small: "SmallWorld", tmp_path: Path
+) -> None:
+    rows = "".join(
+        f"{10 * (i % 4 + 1)},{100 + i % 6},{1735689600 + i * 21600}\n" for i in range(40)
+    )
+    lines = "user_id,item_id,timestamp\n" + rows * 600  # the types are guessed from 20,480 rows
+    (tmp_path / "log.csv").write_text(lines + "ten,100,1735689600\n10,100,noon\n")
+    columns = dataclasses.replace(small.config().interactions, path=str(tmp_path / "log.csv"))
+    dataset = open_dataset(small.shard(interactions=columns))
+    assert dataset.manifest.counts["events"] == 40
+    assert dataset.manifest.quarantine == {"interactions/not_a_time": 1, "interactions/null_id": 1}
+
+
+def test_the_zone_of_a_time_of_text_counts(small: "SmallWorld") -> None:
+    stamps = pa.array(small.interactions["timestamp"], pa.timestamp("s"))
+    columns = dataclasses.replace(small.config().interactions, time_unit="auto")
+    small.interactions["timestamp"] = [f"{t.as_py().isoformat()}.5+02:00" for t in stamps]
+    times = open_dataset(small.shard(interactions=columns)).events().times.tolist()
+    assert times == sorted(times[:10]) + times[10:]
+    assert min(times) == (1_735_689_600 - 7200) * 1000 + 500
+
+
+def test_nan_is_no_weight_though_statistics_leave_it_out(small: "SmallWorld") -> None:
+    small.interactions["amount"] = [float(i % 7) for i in range(39)] + [float("nan")]
+    small.interactions["rating"] = [float("nan")] + [float(i % 2) for i in range(39)]
+    columns = dataclasses.replace(
+        small.config().interactions, weight="amount", label="rating", positive_from=0.5
+    )
+    manifest = open_dataset(small.shard(interactions=columns)).manifest
+    assert manifest.quarantine == {
+        "interactions/not_a_label": 1,
+        "interactions/not_a_weight": 1,
+    }
+
+
+def test_the_fingerprint_is_of_what_decides_the_result(small: "SmallWorld", tmp_path: Path) -> None:
+    small.shard()
+    config = small.config()
+    same = small.config(memory_limit="1GB", duckdb_threads=1, engine="spark", spark_conf={"a": "b"})
+    assert source_fingerprint(same) == source_fingerprint(config)
+    assert source_fingerprint(small.config(items_per_shard=5)) != source_fingerprint(config)
+    before = source_fingerprint(config)
+    small.add(10, 100, 1_735_689_601)
+    pq.write_table(pa.table(small.interactions), tmp_path / "interactions.parquet")
+    assert source_fingerprint(config) != before

@@ -1,0 +1,162 @@
+"""The relational step on Spark and on DuckDB: the same dataset, byte for byte.
+
+Skipped without pyspark (`pip install triptych[spark]`) or Java.
+"""
+
+import csv
+import dataclasses
+import gzip
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data_prep.columns import ImpressionColumns, InteractionColumns, ItemColumns, UserColumns
+from data_prep.manifest import Manifest
+from data_prep.settings import FilterConfig, RunConfig, ShardConfig, SplitConfig
+from data_prep.shard import shard_dataset
+
+if TYPE_CHECKING:
+    from conftest import SmallWorld
+
+pytest.importorskip("pyspark", reason="pip install triptych[spark]")
+if shutil.which("java") is None and "JAVA_HOME" not in os.environ:
+    pytest.skip("Java is not installed", allow_module_level=True)
+pytestmark = pytest.mark.slow
+
+CONF = {
+    "spark.master": "local[2]",
+    "spark.ui.enabled": "false",
+    "spark.driver.memory": "1g",
+    "spark.sql.shuffle.partitions": "3",
+}
+
+
+def both(config: ShardConfig, tmp_path: Path) -> tuple[Manifest, Manifest]:
+    """Shard on each engine and compare every file, and the manifest but for its settings."""
+    manifests, files = [], []
+    for engine in ("duckdb", "spark"):
+        folder = tmp_path / engine
+        conf = CONF if engine == "spark" else {}
+        changed = dataclasses.replace(
+            config, dataset_dir=str(folder), engine=engine, spark_conf=conf
+        )
+        manifest = shard_dataset(changed, RunConfig())
+        assert manifest is not None
+        manifests.append(dataclasses.replace(manifest, config={}))
+        files.append(
+            {
+                str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+                for path in sorted(folder.rglob("*"))
+                if path.is_file() and path.name != "manifest.json"
+            }
+        )
+    assert files[0] == files[1]
+    assert manifests[0] == manifests[1]
+    return manifests[0], manifests[1]
+
+
+def test_spark_gives_the_toy_dataset_of_duckdb(toy_config: ShardConfig, tmp_path: Path) -> None:
+    manifest, _ = both(toy_config, tmp_path)
+    assert manifest.counts["events"] > 4000
+    assert manifest.counts["impressions_test"] > 0
+
+
+def test_spark_filters_and_quarantines_as_duckdb(small: "SmallWorld", tmp_path: Path) -> None:
+    """Repeated rows, a k-core, ids of text, ISO times, weights, quantiles and every bad row."""
+    log = small.interactions
+    log["user_id"] = [f"ü{user}" for user in log["user_id"]]
+    log["item_id"] = [f"i{item}" for item in log["item_id"]]
+    stamps = pa.array(log["timestamp"], pa.timestamp("s"))
+    log["timestamp"] = [f"{t.as_py().isoformat()}.250+02:00" for t in stamps]
+    small.items["item_id"] = [f"i{item}" for item in small.items["item_id"]]
+    good = log["timestamp"][0]
+    small.add("ü10", "i103", log["timestamp"][12])
+    small.add("ü10", "i103", log["timestamp"][12])
+    for user, item, time in [
+        ("lonely", "i100", good),
+        (None, "i100", good),
+        ("ü10", None, good),
+        ("ü10", "i100", "10:00"),
+        ("ü10", "i100", None),
+        ("ü10", "i100", "1969-12-31"),
+        ("ü10", "i999", good),
+    ]:
+        small.add(user, item, time)
+    rows = len(log["user_id"])
+    log["amount"] = [float(i % 7) for i in range(rows)]
+    log["amount"][5] = float("nan")
+    log["rating"] = [float(i % 5) for i in range(rows)]
+    small.shard(
+        dataset_dir=str(tmp_path / "first"),
+        interactions=InteractionColumns(path=str(tmp_path / "interactions.parquet")),
+    )
+    for duplicates in ("keep_exact_once", "keep_first", "keep_all"):
+        config = small.config(
+            interactions=InteractionColumns(
+                path=str(tmp_path / "interactions.parquet"),
+                weight="amount",
+                label="rating",
+                positive_from=2.0,
+            ),
+            filter=FilterConfig(duplicates=duplicates, min_user_events=2, min_item_events=2),
+            split=SplitConfig(valid_quantile=0.5, test_quantile=0.8),
+        )
+        manifest, _ = both(config, tmp_path / duplicates)
+    assert manifest.quarantine == {
+        "interactions/not_a_time": 3,
+        "interactions/not_a_weight": 1,
+        "interactions/null_id": 2,
+        "interactions/unknown_item": 1,
+    }
+
+
+Write = Callable[[pa.Table, Path], None]
+
+
+def write_csv(table: pa.Table, path: Path, *, sep: str = ",") -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, delimiter=sep)
+        writer.writerow(table.column_names)
+        writer.writerows([row.values() for row in table.to_pylist()])
+
+
+def write_jsonl_gz(table: pa.Table, path: Path) -> None:
+    with gzip.open(path, "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in table.to_pylist())
+
+
+def test_spark_reads_text_files_and_partitions_as_duckdb(
+    small: "SmallWorld", tmp_path: Path
+) -> None:
+    table = pa.table(small.interactions)
+    for day, rows in (("01", table.slice(0, 20)), ("02", table.slice(20))):
+        (tmp_path / f"log/day={day}/kind=a%20b").mkdir(parents=True)
+        pq.write_table(rows, tmp_path / f"log/day={day}/kind=a%20b/part.parquet")
+    (tmp_path / "log/_SUCCESS").touch()
+    items: dict[str, Any] = {"item_id": list(range(100, 106))}
+    items |= {"title": ['a "quoted", title', "two\nlines", None, "ümlaut", "", "x"]}
+    items |= {"price": [1.5, None, 3.0, 1e-3, 2.0, 7.25]}
+    write_csv(pa.table(items), tmp_path / "items.tsv", sep="\t")
+    users = pa.table({"user_id": [10, 20], "tags": [["a", "b"], []], "age": [3, None]})
+    write_jsonl_gz(users, tmp_path / "users.jsonl.gz")
+    write_csv(table.append_column("label", [[1, 0] * 20]), tmp_path / "shown.csv", sep=";")
+    config = small.config(
+        interactions=InteractionColumns(path=str(tmp_path / "log"), time_unit="s"),
+        items=ItemColumns(
+            path=str(tmp_path / "items.tsv"), texts=["title"], features={"price": "numeric"}
+        ),
+        users=UserColumns(
+            path=str(tmp_path / "users.jsonl.gz"), features={"tags": "multi", "age": "numeric"}
+        ),
+        impressions=ImpressionColumns(path=str(tmp_path / "shown.csv"), time_unit="s"),
+    )
+    manifest, _ = both(config, tmp_path / "out")
+    assert manifest.counts["events"] == 40
