@@ -84,7 +84,7 @@ def outcome(
     found: dict[str, list[dict[str, Any]]],
     *,
     peers: Sequence[str],
-    **more: Any,
+    **more: object,
 ) -> Outcome:
     """CPU time a sample of the case `ours` against the peers'; every other case goes beside."""
     ours = median(found["ours"], "cpu_us")
@@ -124,7 +124,7 @@ def paired_ratio(
     return {"min": min(ratios), "median": statistics.median(ratios), "max": max(ratios)}
 
 
-def _rounded(value: Any) -> Any:
+def _rounded(value: object) -> object:
     """Floats to four significant digits, anywhere."""
     if isinstance(value, dict):
         return {key: _rounded(entry) for key, entry in value.items()}

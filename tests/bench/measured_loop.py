@@ -10,7 +10,6 @@ import json
 import resource
 import time
 from pathlib import Path
-from typing import Any
 
 
 class MeasuredLoop:
@@ -25,7 +24,7 @@ class MeasuredLoop:
         self.wall_seconds = time.perf_counter() - self._wall
         self.cpu_seconds = _cpu_seconds() - self._cpu
 
-    def report(self, *, samples: int, versions: tuple[str, ...] = (), **more: Any) -> None:
+    def report(self, *, samples: int, versions: tuple[str, ...] = (), **more: object) -> None:
         """Print one JSON object, as `interleaved.run_once` expects it on the last line."""
         found = {
             "cpu_us": self.cpu_seconds / samples * 1e6,

@@ -9,14 +9,12 @@ peers' environments: a case imports what it needs itself.
 from __future__ import annotations
 
 import argparse
-import mmap
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
+from mapped_items import MappedItems
 from measured_loop import MeasuredLoop
 from workload import Workload
 
@@ -26,47 +24,7 @@ ITEMS_PER_SHARD = 3_600
 WRITE_BYTES = 4 << 20
 
 
-@dataclass(frozen=True)
-class MappedColumn:
-    """Values end to end in a file."""
-
-    payload: memoryview
-    offsets: list[int]
-
-    def __getitem__(self, row: int) -> memoryview:
-        return self.payload[self.offsets[row] : self.offsets[row + 1]]
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """The items, `repeats` times over under new numbers."""
-
-    workload: Workload
-    images: MappedColumn
-    texts: MappedColumn
-    repeats: int
-
-    def __len__(self) -> int:
-        return len(self.images) * self.repeats
-
-    def __iter__(self) -> Iterator[tuple[int, memoryview, memoryview]]:
-        for row in range(len(self)):
-            item = row % len(self.images)
-            yield row, self.images[item], self.texts[item]
-
-
-def map_column(workload: Workload, name: str) -> MappedColumn:
-    """Map a column with every page present, so that no case pays for the first touch."""
-    with workload.column(name).open("rb") as file:
-        flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
-        mapped = mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ)
-    return MappedColumn(memoryview(mapped), np.load(workload.offsets(name)).tolist())
-
-
-def measure_ours(source: Source, out_dir: Path, *, keep: bool) -> None:
+def measure_ours(source: MappedItems, out_dir: Path, *, keep: bool) -> None:
     """Tar, index and checksums as the content step of `python -m data_prep shard` writes them."""
     import pyarrow as _  # before the loop, as write_index imports it when called
 
@@ -91,7 +49,7 @@ def measure_ours(source: Source, out_dir: Path, *, keep: bool) -> None:
     loop.report(samples=len(source), bytes=written, versions=("pyarrow",))
 
 
-def measure_webdataset(source: Source, out_dir: Path, *, keep: bool) -> None:
+def measure_webdataset(source: MappedItems, out_dir: Path, *, keep: bool) -> None:
     """`webdataset.ShardWriter` as its documentation shows it."""
     import webdataset
 
@@ -106,7 +64,7 @@ def measure_webdataset(source: Source, out_dir: Path, *, keep: bool) -> None:
     loop.report(samples=len(source), bytes=_bytes_below(out_dir), versions=("webdataset",))
 
 
-def measure_mosaic(source: Source, out_dir: Path, *, keep: bool) -> None:
+def measure_mosaic(source: MappedItems, out_dir: Path, *, keep: bool) -> None:
     """`streaming.MDSWriter` without compression and without hashes, its default."""
     from streaming import MDSWriter
 
@@ -120,7 +78,7 @@ def measure_mosaic(source: Source, out_dir: Path, *, keep: bool) -> None:
     loop.report(samples=len(source), bytes=_bytes_below(out_dir), versions=("mosaicml-streaming",))
 
 
-def measure_write2(source: Source, out_dir: Path, *, keep: bool) -> None:
+def measure_write2(source: MappedItems, out_dir: Path, *, keep: bool) -> None:
     """write(2) of the same bytes: what any writer pays to the kernel."""
     written = 0
     with MeasuredLoop() as loop:
@@ -136,11 +94,12 @@ def measure_write2(source: Source, out_dir: Path, *, keep: bool) -> None:
     loop.report(samples=len(source), bytes=written)
 
 
-def measure_content_step(source: Source, out_dir: Path, *, keep: bool) -> None:
+def measure_content_step(source: MappedItems, out_dir: Path, *, keep: bool) -> None:
     """The whole content step with validated pictures, users' tars included, from raw tables."""
+    from shop_dataset import shard_config
+
     from data_prep.settings import RunConfig
     from data_prep.shard import shard_dataset
-    from shop_dataset import shard_config
 
     config = shard_config(source.workload, dataset_dir=out_dir)
     shard_dataset(config, RunConfig(stage="tables"))
@@ -170,12 +129,10 @@ def main() -> None:
     parser.add_argument("--out_dir", type=Path, required=True)
     parser.add_argument("--repeats", type=int, default=1)
     args = parser.parse_args()
-    workload = Workload(args.workload)
-    columns = {name: map_column(workload, name) for name in ("images", "texts")}
+    source = MappedItems(Workload(args.workload), repeats=args.repeats)
     shutil.rmtree(args.out_dir, ignore_errors=True)
     args.out_dir.mkdir(parents=True)
     try:
-        source = Source(workload=workload, **columns, repeats=args.repeats)
         CASES[args.case](source, args.out_dir, keep=args.repeats == 1)
     finally:
         shutil.rmtree(args.out_dir)
