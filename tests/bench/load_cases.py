@@ -190,8 +190,8 @@ def _item_loader(case: LoadCase) -> Any:  # noqa: ANN401 (ours is not imported b
 
     dataset = open_dataset(case.source)
     tower = TowerConfig(library="open_clip", name="ViT-B-32", image_size=224, max_tokens=77)
-    preprocessors = preprocessors_of(dataset, {"image": tower, "text": tower})
-    return ItemLoader(dataset.content(), preprocessors=preprocessors, threads=1, cache_mb=0)
+    preprocessors = preprocessors_of(dataset, {"image": tower, "text": tower}, threads=1)
+    return ItemLoader(dataset, preprocessors=preprocessors, cache_mb=0)
 
 
 CASES: dict[str, Callable[..., None]] = {

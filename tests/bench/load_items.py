@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 from bench_arguments import BenchArguments, parse_arguments
-from clip_tokenizer import save_clip_tokenizer
 from interleaved import Case, Outcome, outcome, paired_ratio, run_once, run_rounds
+from load_sources import TOKENIZER_FILE
 from peer_environments import peer_python
 from workload import Workload, WorkloadConfig, prepare_workload
 
@@ -33,8 +33,7 @@ def main() -> None:
 def measure(args: BenchArguments) -> Outcome:
     """All rounds."""
     workload = prepare_workload(args.bench_dir, WorkloadConfig(num_items=args.num_items))
-    tokenizer = args.bench_dir / "clip-tokenizer.json"
-    save_clip_tokenizer(tokenizer)
+    tokenizer = _write_source("tokenizer", workload, bench_dir=args.bench_dir) / TOKENIZER_FILE
     sources = {"ours": prepare_dataset(workload, bench_dir=args.bench_dir)}
     cases = []
     for name in (*OURS, *args.peers):

@@ -15,6 +15,8 @@ from mapped_items import MappedItems
 from workload import Workload
 
 SHARD_BYTES = 67_000_000
+TOKENIZER_FILE = "tokenizer.json"
+CONTEXT_LENGTH = 77
 
 
 def write_webdataset(workload_dir: Path, out_dir: Path) -> None:
@@ -58,17 +60,29 @@ def _litdata_samples(_: int, *, workload_dir: Path) -> Iterator[dict[str, object
         yield {"jpg": bytes(image), "txt": str(text, "utf-8"), "id": row}
 
 
+def write_tokenizer(workload_dir: Path, out_dir: Path) -> None:
+    """Not a container: the Rust tokenizer of our dataset, padded as open_clip pads, for peers."""
+    from data_prep.tokens import open_tokenizer
+
+    from data_prep.settings import TokenConfig
+
+    tokenizer = open_tokenizer(TokenConfig(tokenizer="open_clip", max_tokens=CONTEXT_LENGTH))
+    tokenizer.enable_padding(length=CONTEXT_LENGTH, pad_id=0, pad_token="!")
+    tokenizer.save(str(out_dir / TOKENIZER_FILE))
+
+
 WRITERS: dict[str, Callable[[Path, Path], None]] = {
     "webdataset": write_webdataset,
     "mosaic": write_mosaic,
     "litdata": write_litdata,
+    "tokenizer": write_tokenizer,
 }
 
 
 def main() -> None:
     """Write the container whole, or leave the one that an earlier run wrote."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("peer", choices=WRITERS)
+    parser.add_argument("source", choices=WRITERS)
     parser.add_argument("--workload", type=Path, required=True)
     parser.add_argument("--out_dir", type=Path, required=True)
     args = parser.parse_args()
@@ -76,7 +90,7 @@ def main() -> None:
         unfinished = args.out_dir.with_name(args.out_dir.name + ".tmp")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        WRITERS[args.peer](args.workload, unfinished)
+        WRITERS[args.source](args.workload, unfinished)
         unfinished.rename(args.out_dir)
     print("{}")
 

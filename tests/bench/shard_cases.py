@@ -9,6 +9,7 @@ peers' environments: a case imports what it needs itself.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import shutil
 from collections.abc import Callable
@@ -26,27 +27,24 @@ WRITE_BYTES = 4 << 20
 
 def measure_ours(source: MappedItems, out_dir: Path, *, keep: bool) -> None:
     """Tar, index and checksums as the content step of `python -m data_prep shard` writes them."""
-    import pyarrow as _  # before the loop, as write_index imports it when called
-
+    from data_prep import content  # noqa: F401 (before the loop, as write_index imports it)
     from data_prep.item_shards import write_index
     from data_prep.records import ItemRecord, encode_item, item_index, item_key, item_tar
-    from data_prep.tars import TarBuffer
+    from data_prep.tars import TarWriter
 
     samples = iter(source)
     written = 0
     with MeasuredLoop() as loop:
         for number in range(-(-len(source) // ITEMS_PER_SHARD)):
-            tar = TarBuffer()
-            for _ in range(min(ITEMS_PER_SHARD, len(source) - number * ITEMS_PER_SHARD)):
-                row, image, text = next(samples)
-                record = ItemRecord(image=image, texts={"text": str(text, "utf-8")})
-                tar.add(row, key=item_key(row), members=encode_item(record, item_id=row))
-            receipt = tar.write(out_dir / item_tar(number))
+            with TarWriter(out_dir / item_tar(number)) as tar:
+                for row, image, text in itertools.islice(samples, ITEMS_PER_SHARD):
+                    record = ItemRecord(image=image, texts={"text": str(text, "utf-8")})
+                    tar.add(row, key=item_key(row), members=encode_item(record, item_id=row))
             index = write_index(out_dir / item_index(number), tar.index)
-            written += receipt.bytes + index["bytes"]
+            written += tar.receipt.bytes + index["bytes"]
             if not keep:
-                (out_dir / item_tar(number)).unlink()
-    loop.report(samples=len(source), bytes=written, versions=("pyarrow",))
+                tar.path.unlink()
+    loop.report(samples=len(source), bytes=written, versions=("pyarrow", "xxhash"))
 
 
 def measure_webdataset(source: MappedItems, out_dir: Path, *, keep: bool) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from workload import Workload
 
 from data_prep.columns import InteractionColumns, ItemColumns
-from data_prep.settings import FilterConfig, PictureConfig, ShardConfig, SplitConfig
+from data_prep.settings import FilterConfig, PictureConfig, ShardConfig, SplitConfig, TokenConfig
 from data_prep.shard import shard_dataset
 
 
@@ -29,6 +29,7 @@ def shard_config(workload: Workload, *, dataset_dir: Path) -> ShardConfig:
         split=SplitConfig(valid_quantile=0.8, test_quantile=0.9),
         filter=FilterConfig(duplicates="keep_all"),
         pictures=PictureConfig(short_side=224),
+        tokens=TokenConfig(tokenizer="open_clip", max_tokens=77),
     )
 
 
