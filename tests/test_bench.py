@@ -11,7 +11,7 @@ import pytest
 
 BENCH = Path(__file__).parent / "bench"
 SCRIPTS = ("shard_items", "load_items", "triples_bytes")
-CASES = ("shard_cases", "load_cases", "load_sources")
+CASES = ("shard_cases", "load_cases", "load_sources", "shop_dataset")
 
 
 @pytest.fixture(autouse=True)
