@@ -62,9 +62,8 @@ def _litdata_samples(_: int, *, workload_dir: Path) -> Iterator[dict[str, object
 
 def write_tokenizer(workload_dir: Path, out_dir: Path) -> None:
     """Not a container: the Rust tokenizer of our dataset, padded as open_clip pads, for peers."""
-    from data_prep.tokens import open_tokenizer
-
     from data_prep.settings import TokenConfig
+    from data_prep.tokens import open_tokenizer
 
     tokenizer = open_tokenizer(TokenConfig(tokenizer="open_clip", max_tokens=CONTEXT_LENGTH))
     tokenizer.enable_padding(length=CONTEXT_LENGTH, pad_id=0, pad_token="!")
