@@ -9,6 +9,7 @@ peers' environments: a case imports what it needs itself.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import os
 import shutil
@@ -62,14 +63,18 @@ def measure_webdataset(source: MappedItems, out_dir: Path, *, keep: bool) -> Non
     loop.report(samples=len(source), bytes=_bytes_below(out_dir), versions=("webdataset",))
 
 
-def measure_mosaic(source: MappedItems, out_dir: Path, *, keep: bool) -> None:
-    """`streaming.MDSWriter` without compression and without hashes, its default."""
+def measure_mosaic(
+    source: MappedItems, out_dir: Path, *, keep: bool, hashes: tuple[str, ...] = ()
+) -> None:
+    """`streaming.MDSWriter` without compression and, as is its default, without hashes."""
     from streaming import MDSWriter
 
     columns = {"jpg": "bytes", "txt": "str", "id": "int"}
     with (
         MeasuredLoop() as loop,
-        MDSWriter(out=str(out_dir), columns=columns, size_limit=SHARD_BYTES) as writer,
+        MDSWriter(
+            out=str(out_dir), columns=columns, size_limit=SHARD_BYTES, hashes=list(hashes)
+        ) as writer,
     ):
         for row, image, text in source:
             writer.write({"jpg": bytes(image), "txt": str(text, "utf-8"), "id": row})
@@ -110,6 +115,7 @@ CASES: dict[str, Callable[..., None]] = {
     "ours": measure_ours,
     "webdataset": measure_webdataset,
     "mosaic": measure_mosaic,
+    "mosaic_sha256": functools.partial(measure_mosaic, hashes=("sha256",)),
     "write2": measure_write2,
     "content_step": measure_content_step,
 }
