@@ -19,6 +19,7 @@ from workload import Workload, WorkloadConfig, prepare_workload
 
 PEERS = ("decode_floor", "webdataset", "litdata", "mosaic", "open_clip")
 OURS = ("ours", "ours_distinct", "ours_repeated")
+"""Shuffled batches; batches drawn from the log, each item once or each time it is named."""
 CONTAINERS = {"open_clip": "webdataset", "decode_floor": "ours"}
 """Cases that read another case's container, or none."""
 HERE = Path(__file__).parent
@@ -36,7 +37,7 @@ def measure(args: BenchArguments) -> Outcome:
     tokenizer = _write_source("tokenizer", workload, bench_dir=args.bench_dir) / TOKENIZER_FILE
     sources = {"ours": prepare_dataset(workload, bench_dir=args.bench_dir)}
     cases = []
-    for name in (*OURS, *args.peers):
+    for name in (OURS[0], *args.peers, *OURS[1:]):
         container = "ours" if name in OURS else CONTAINERS.get(name, name)
         if container not in sources:
             sources[container] = _write_source(container, workload, bench_dir=args.bench_dir)
