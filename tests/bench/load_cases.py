@@ -19,6 +19,7 @@ import numpy as np
 import simplejpeg
 import torch
 from measured_loop import MeasuredLoop
+from numpy.typing import NDArray
 
 BATCH = 256
 LARGE_BATCH = 4_096
@@ -174,13 +175,15 @@ def measure_references(case: LoadCase, *, distinct: bool) -> None:
     rng = np.random.default_rng(SEED)
     size = (WARM_LARGE_BATCHES + LARGE_BATCHES, LARGE_BATCH)
     drawn = rng.choice(log.to_numpy(), size=size, replace=False)
-    for rows in drawn[:WARM_LARGE_BATCHES]:
-        loader.load(np.unique(rows))
-    num_loaded = 0
+
+    def load(references: NDArray[np.int64]) -> int:
+        rows = np.unique(references, return_inverse=True)[0] if distinct else references
+        return len(loader.load(rows).rows_n)
+
+    for references in drawn[:WARM_LARGE_BATCHES]:
+        load(references)
     with MeasuredLoop() as loop:
-        for references in drawn[WARM_LARGE_BATCHES:]:
-            rows = np.unique(references, return_inverse=True)[0] if distinct else references
-            num_loaded += len(loader.load(rows).rows_n)
+        num_loaded = sum(load(references) for references in drawn[WARM_LARGE_BATCHES:])
     loop.report(samples=LARGE_BATCHES * LARGE_BATCH, loaded=num_loaded)
 
 
