@@ -66,10 +66,10 @@ test-slurm: setup  ## a real two-node Slurm on this machine; installs Debian's p
 	tests/slurm/cluster.sh install
 	TRIPTYCH_SLURM=1 $(PY) -m pytest -m slurm tests/slurm
 
-# Benchmarks come with the issues that set their figures; each prints one JSON object at its end.
-bench: .venv/towers
-	@echo "benchmarks: $(words $(wildcard tests/bench/bench_*.py))"
-	@for file in $(wildcard tests/bench/bench_*.py); do $(PY) $$file || exit 1; done
+# Each prints one JSON object at its end; peers get environments of their own under build/bench.
+BENCHMARKS ?= shard_items load_items triples_bytes relational_10m scaling
+bench: .venv/towers  ## ours and the peers in turns; BENCHMARKS=shard_items for one, BENCH=--quick for a trial
+	@for name in $(BENCHMARKS); do $(PY) tests/bench/$$name.py $(BENCH) || exit 1; done
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
