@@ -15,7 +15,7 @@ from data_prep.parquet_files import write_parquet
 from data_prep.records import ITEMS_FILE, QUARANTINE_DIR, SPLITS, USERS_FILE, impressions_file
 from data_prep.settings import ShardConfig, expand_path
 from data_prep.user_shards import plan_user_shards
-from data_prep.work import TablesReport, WorkFiles
+from data_prep.work import NOT_IN_RESULT, TablesReport, WorkFiles
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -62,7 +62,11 @@ def write_manifest(config: ShardConfig, *, keep_work: bool) -> Manifest:
         ],
         quarantine=dict(sorted(quarantine.items())),
         filters=report.filters,
-        config=dataclasses.asdict(config),
+        config={
+            name: value
+            for name, value in dataclasses.asdict(config).items()
+            if name not in NOT_IN_RESULT
+        },
         extra=_read_extra(config),
         source_fingerprint=report.fingerprint,
     )

@@ -115,7 +115,9 @@ def open_folder(dataset_dir: Path | str) -> tuple[Folder, Manifest]:
 def url_of(dataset_dir: Path | str) -> str | None:
     """The URL, also one that was made a `Path` and lost a slash; None for a local folder."""
     found = re.fullmatch(r"([a-z][a-z0-9+]+):/+(.*?)/*", str(dataset_dir))
-    return f"{found[1]}://{found[2]}" if found else None
+    if found is None:
+        return None
+    return f"{found[1]}://{'/' if found[1] == 'file' else ''}{found[2]}"
 
 
 def _open_url(url: str) -> tuple[Any, str]:

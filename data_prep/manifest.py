@@ -67,7 +67,7 @@ class Manifest:
     """Records left out, or pictures and vectors dropped from kept items, by cause."""
     filters: list[FilterCount]
     config: dict[str, Any]
-    """The resolved settings of `python -m data_prep shard`."""
+    """The resolved settings of `python -m data_prep shard` that decide its result."""
     extra: dict[str, Any] = field(default_factory=dict)
     """What the raw tables came with, such as the toy world's best reachable AUC."""
     source_fingerprint: str = ""

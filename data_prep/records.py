@@ -21,6 +21,7 @@ SCHEMA_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 ITEMS_FILE = "items.parquet"
 USERS_FILE = "users.parquet"
+REPORT_FILE = "report.html"
 WORK_DIR = ".work"
 QUARANTINE_DIR = "quarantine"
 

@@ -44,7 +44,6 @@ def build_tables(config: ShardConfig) -> TablesReport:
         logger.info("tables: kept, nothing changed since they were made")
         return kept
     work.clear_dataset()
-    work.dir.mkdir(parents=True)
     engine = connect(config, work.dir)
     try:
         with _step(f"all, on {engine.name}"):

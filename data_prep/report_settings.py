@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.folders import url_of
-
-REPORT_FILE = "report.html"
+from data_prep.records import REPORT_FILE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ On one machine `--stage all` does everything. On a cluster: `--stage tables` onc
 """
 
 import logging
+import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -29,6 +30,8 @@ def shard_dataset(config: ShardConfig, run: RunConfig | None = None) -> Manifest
     dataset_dir = expand_path(config.dataset_dir, setting="dataset_dir")
     if (done := _finished(config)) is not None:
         logger.info("%s: complete already, nothing to do", dataset_dir)
+        if not run.keep_work:  # a run that was killed at its very end left it
+            shutil.rmtree(WorkFiles(dataset_dir).dir, ignore_errors=True)
         return done
     if run.stage in ("all", "tables"):
         build_tables(config)

@@ -9,7 +9,15 @@ from pathlib import Path
 
 from data_prep.manifest import Cutoffs, Features, FilterCount
 from data_prep.raw_files import find_files
-from data_prep.records import MANIFEST_FILE, QUARANTINE_DIR, WORK_DIR, replace_file
+from data_prep.records import (
+    ITEMS_FILE,
+    MANIFEST_FILE,
+    QUARANTINE_DIR,
+    REPORT_FILE,
+    USERS_FILE,
+    WORK_DIR,
+    replace_file,
+)
 from data_prep.settings import ShardConfig, expand_path
 
 NOT_IN_RESULT = ("engine", "memory_limit", "duckdb_threads", "spark_conf", "dataset_dir")
@@ -45,17 +53,27 @@ class WorkFiles:
         return self.dir / f"receipts/users-{shard:06d}.json"
 
     def clear_dataset(self) -> None:
-        """Remove what earlier settings or raw tables gave; the manifest first, as it vouches."""
+        """Leave an empty work folder and nothing that earlier settings or raw tables gave.
+
+        The work folder is there from the first moment to the last: a run that is killed in between
+        leaves a folder that the next one knows for its own.
+        """
         ours = self.dir.is_dir() or (self.dataset_dir / MANIFEST_FILE).is_file()
         if not ours and self.dataset_dir.is_dir() and any(self.dataset_dir.iterdir()):
             raise ValueError(
                 f"{self.dataset_dir}: found files that are no dataset, expected an empty or new "
                 "folder; choose another dataset_dir"
             )
-        (self.dataset_dir / MANIFEST_FILE).unlink(missing_ok=True)
-        for name in (WORK_DIR, QUARANTINE_DIR, "items", "users", "ctr"):
-            if (self.dataset_dir / name).exists():
-                shutil.rmtree(self.dataset_dir / name)
+        self.dir.mkdir(parents=True, exist_ok=True)
+        # The manifest first, as it vouches for the others.
+        for name in (MANIFEST_FILE, ITEMS_FILE, USERS_FILE, REPORT_FILE):
+            (self.dataset_dir / name).unlink(missing_ok=True)
+        folders = [self.dataset_dir / name for name in (QUARANTINE_DIR, "items", "users", "ctr")]
+        for path in [*folders, *self.dir.iterdir()]:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, kw_only=True)

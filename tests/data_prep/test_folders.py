@@ -86,7 +86,7 @@ def test_a_url_without_a_manifest_is_one_error(served: tuple[str, Path]) -> None
         open_dataset(served[0] + "/nowhere")
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/a/b", "https://host/x/", "memory://a"])
+@pytest.mark.parametrize("url", ["s3://bucket/a/b", "https://host/x/", "memory://a", "file:///a"])
 def test_a_url_survives_being_made_a_path(url: str) -> None:
     assert url_of(url) == url_of(Path(url)) == url.rstrip("/")
     assert url_of("/data/a") is url_of("data/a:b") is None

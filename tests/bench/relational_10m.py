@@ -1,7 +1,7 @@
 """The relational step against DuckDB's bare ORDER BY of the same log: CPU and peak memory.
 
 Both run as children of this process, in turn; CPU is user + system time of the whole child, with
-Python's start and every import. `python tests/bench/bench_relational_10m.py --help`.
+Python's start and every import. `python tests/bench/relational_10m.py --help`.
 """
 
 import argparse

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from bench_relational_10m import START_MS, Cost, make_log, measure, ours
 from PIL import Image
+from relational_10m import START_MS, Cost, make_log, measure, ours
 
 ROUNDS = 3
 """Of the small runs; a large one is long enough to be measured once."""
