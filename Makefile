@@ -28,6 +28,7 @@ demo: .venv/towers  ## toy data -> shards -> ZeRO-2 on 2 processes -> release ->
 	$(PY) -m data_prep toy --config configs/toy/toy.yaml
 	$(PY) -m data_prep shard --config configs/toy/shard.yaml
 	$(PY) -m data_prep verify --dataset_dir data/toy/dataset
+	$(PY) -m data_prep report --dataset_dir data/toy/dataset
 	OMP_NUM_THREADS=2 $(PY) -m pretrain features --config configs/toy/demo.yaml
 	$(TORCHRUN) -m pretrain fit --config configs/toy/demo.yaml --config configs/zero2.yaml
 	$(PY) -m pretrain export --run_dir runs/demo/pretrain --out_dir runs/demo/released --dataset_dir data/toy/dataset

@@ -73,6 +73,9 @@ WEIGHTS_MEMBER = "weights.npy"
 WEIGHTS_DTYPE = "float32"
 
 
+_to_json = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make one every time
+
+
 def item_key(item_row: int) -> str:
     """WebDataset key of an item."""
     return f"{item_row:010d}"
@@ -163,7 +166,7 @@ def encode_item(record: ItemRecord, *, item_id: int | str) -> list[tuple[str, by
     members: list[tuple[str, bytes]] = []
     if record.image is not None:
         members.append((IMAGE_MEMBER, record.image))
-    body = json.dumps({"item_id": item_id, "texts": record.texts}, ensure_ascii=False)
+    body = _to_json({"item_id": item_id, "texts": record.texts})
     members.append((JSON_MEMBER, body.encode()))
     members.extend((frame_member(number), frame) for number, frame in enumerate(record.frames))
     if record.sound is not None:
