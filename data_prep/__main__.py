@@ -3,7 +3,9 @@
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING
+from dataclasses import is_dataclass
+from types import NoneType
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from data_prep.report_settings import ReportConfig
 from data_prep.settings import RunConfig, ShardConfig, VerifyConfig
@@ -16,6 +18,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+COMMANDS: dict[str, tuple[list[type], str]] = {
+    "toy": ([ToyConfig], "a made-up world whose best reachable AUC is known"),
+    "shard": ([ShardConfig, RunConfig], "raw tables to a dataset folder"),
+    "verify": ([VerifyConfig], "a dataset folder against its manifest"),
+    "report": ([ReportConfig], "a dataset folder as an HTML page to look at"),
+}
+"""Each command's settings, and what it does."""
 DAMAGED = 1
 USER_ERROR = 2
 
@@ -47,12 +56,7 @@ def build_parser() -> "ArgumentParser":
         exit_on_error=False,
     )
     commands = parser.add_subcommands(dest="command")
-    for name, parts, text in (
-        ("toy", [ToyConfig], "a made-up world whose best reachable AUC is known"),
-        ("shard", [ShardConfig, RunConfig], "raw tables to a dataset folder"),
-        ("verify", [VerifyConfig], "a dataset folder against its manifest"),
-        ("report", [ReportConfig], "a dataset folder as an HTML page to look at"),
-    ):
+    for name, (parts, text) in COMMANDS.items():
         command = ArgumentParser(description=text, exit_on_error=False)
         command.add_argument("--config", action="config", help="YAML file with these settings.")
         for part in parts:
@@ -63,6 +67,7 @@ def build_parser() -> "ArgumentParser":
 
 def _run(parser: "ArgumentParser", settings: "Namespace") -> int:
     command = settings.command
+    _refuse_missing_values(settings)
     values = parser.instantiate(settings)[command].as_dict()
     values.pop("config")
     match command:
@@ -101,6 +106,35 @@ def _run(parser: "ArgumentParser", settings: "Namespace") -> int:
             config = ReportConfig(**values)
             print(*write_report(config), f"written to {config.file}", sep="\n")
     return 0
+
+
+def _refuse_missing_values(settings: "Namespace") -> None:
+    """Null where it means nothing, and values in the place of a section.
+
+    jsonargparse lets both through, and they would fail somewhere else.
+    """
+    from jsonargparse import Namespace
+
+    for name, value in settings[settings.command].items():
+        for part in COMMANDS[settings.command][0]:
+            kind = _type_of(name.split("."), part)
+            is_section = is_dataclass(kind) and not isinstance(value, Namespace)
+            is_null = value is None and kind is not None and NoneType not in get_args(kind)
+            if is_section or is_null:
+                wanted = "a mapping of its keys" if is_section else "a value"
+                raise ValueError(
+                    f"{name}: found {value!r}, expected {wanted}; give it, or leave the key out "
+                    "where it has a default"
+                )
+
+
+def _type_of(path: list[str], part: type) -> Any:  # noqa: ANN401 - annotations are of any type
+    """The annotation of a setting, None where `part` has no such setting."""
+    kind = get_type_hints(part).get(path[0])
+    if len(path) == 1:
+        return kind
+    nested = [one for one in (kind, *get_args(kind)) if is_dataclass(one)]
+    return _type_of(path[1:], nested[0]) if nested and isinstance(nested[0], type) else None
 
 
 def _print_report(manifest: "Manifest") -> None:

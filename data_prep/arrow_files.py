@@ -22,11 +22,11 @@ def write_arrow(path: Path, batch: "pa.RecordBatch") -> dict[str, Any]:
     return {"bytes": len(payload), "sha256": hashlib.sha256(payload).hexdigest()}
 
 
-def map_arrow(path: Path, schema: "pa.Schema", *, again: str) -> "pa.Table":
+def map_arrow(path: Path, schema: "pa.Schema | None", *, again: str) -> "pa.Table":
     """Map what `write_arrow` wrote; every column has one chunk.
 
     Raises:
-        ValueError: columns other than `schema`; `again` is the command that makes the file.
+        ValueError: damaged, or columns other than `schema`; `again` is the command that makes it.
     """
     import pyarrow as pa
 
@@ -34,8 +34,14 @@ def map_arrow(path: Path, schema: "pa.Schema", *, again: str) -> "pa.Table":
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path}: found no Arrow file ({error}); re-run {again}") from error
-    if not table.schema.equals(schema):
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error}); re-run {again}") from error
+    if schema is not None and not table.schema.equals(schema):
         raise ValueError(
             f"{path}: found columns {table.schema.names}, expected {schema.names}; re-run {again}"
         )
+    try:
+        table.validate(full=True)  # Arrow trusts a file's offsets, and would read beyond its end
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path}: damaged ({error}); re-run {again}") from error
     return table

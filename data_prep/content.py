@@ -163,6 +163,7 @@ class ItemContent:
         for start in range(0, len(payload), READ_AHEAD_BYTES):
             payload.madvise(mmap.MADV_WILLNEED, start, min(READ_AHEAD_BYTES, len(payload) - start))
         index = read_index(self.folder.path(item_index(number)))
+        self._check_index(index, number, size=len(payload))
         self._shards[number] = _OpenShard(
             payload=memoryview(payload),
             first_row=number * self.items_per_shard,
@@ -173,9 +174,34 @@ class ItemContent:
         )
         return self._shards[number]
 
+    def _check_index(self, index: pa.Table, number: int, *, size: int) -> None:
+        """Refuse an index that points out of its tar, before anything is sized by it."""
+        first = number * self.items_per_shard
+        rows, offsets, sizes = (index[name].to_numpy() for name in ("item_row", "offset", "size"))
+        last = min(first + self.items_per_shard, self.num_items) - 1
+        if not (
+            len(rows)
+            and (rows[0], rows[-1]) == (first, last)
+            and (np.diff(rows) >= 0).all()
+            and (np.minimum(offsets, sizes) >= 0).all()
+            and (offsets <= size - sizes).all()
+        ):
+            raise ValueError(
+                f"{self.folder.path(item_index(number))}: found rows or places that do not fit "
+                f"{item_tar(number)} (rows {first} to {last}, {size:,} bytes); run python -m "
+                "data_prep verify"
+            )
+
     def _open_tokens(self, number: int) -> _OpenTokens:
         path = self.folder.path(token_file(number))
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        table = map_arrow(path, None, again="python -m data_prep shard")
+        first = number * self.items_per_shard
+        expected = min(self.items_per_shard, self.num_items - first)
+        if table.column_names != ["tokens"] or table.num_rows != expected:
+            raise ValueError(
+                f"{path}: found {table.num_rows} rows of {table.column_names}, expected "
+                f"{expected} of tokens; run python -m data_prep verify"
+            )
         lists = table["tokens"].chunk(0)
         self._tokens[number] = _OpenTokens(
             lists.offsets.to_numpy(), lists.values.to_numpy(zero_copy_only=False)

@@ -1,6 +1,7 @@
 """A dataset folder as its readers see it: numpy and Arrow, no torch."""
 
 import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -60,12 +61,13 @@ class Dataset:
         )
         columns: dict[str, list[NDArray[np.generic]]] = {}
         for name in names:
-            with tarfile.open(self.folder.path(name), "r:") as tar:
-                for member in tar:
-                    file = tar.extractfile(member)
-                    assert file is not None
-                    name = member.name.partition(".")[2]
-                    columns.setdefault(name, []).append(decode_npy(file.read()))
+            for member, array in _read_blocks(self.folder.path(name)):
+                columns.setdefault(member, []).append(array)
+        if missing := USER_MEMBERS.keys() - columns.keys():
+            raise ValueError(
+                f"{self.dir}/users: found no {sorted(missing)} in {len(names)} tars; run python -m "
+                "data_prep verify"
+            )
         if sum(map(len, columns["users.npy"])) != self.num_users:
             raise ValueError(
                 f"{self.dir}/users: found {sum(map(len, columns['users.npy']))} users in "
@@ -78,6 +80,14 @@ class Dataset:
             for name, dtype in (USER_MEMBERS | {WEIGHTS_MEMBER: WEIGHTS_DTYPE}).items()
             if name in columns
         }
+        counts = {len(joined[name]) for name in joined if name not in _PER_USER} | {lengths.sum()}
+        rows = joined["items.npy"]
+        if len(counts) > 1 or (lengths < 0).any() or rows.max(initial=0) >= max(self.num_items, 1):
+            raise ValueError(
+                f"{self.dir}/users: found columns of {sorted(map(int, counts))} events and item "
+                f"rows up to {rows.max(initial=0)}, expected one length and rows below "
+                f"{self.num_items}; run python -m data_prep verify"
+            )
         return EventLog(
             offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
             item_rows=joined["items.npy"],
@@ -105,6 +115,23 @@ class Dataset:
                 "`impressions` table in the settings of python -m data_prep shard"
             )
         return pq.read_table(self.folder.path(name))
+
+
+_PER_USER = ("users.npy", "offsets.npy")
+
+
+def _read_blocks(path: Path) -> Iterator[tuple[str, NDArray[np.generic]]]:
+    """Members of a user tar, by name without the key."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                file = tar.extractfile(member)
+                if file is not None:
+                    yield member.name.partition(".")[2], decode_npy(file.read())
+    except (tarfile.TarError, ValueError) as error:
+        raise ValueError(
+            f"{path}: cannot be read ({error}); run python -m data_prep verify"
+        ) from error
 
 
 def open_dataset(dataset_dir: Path | str) -> Dataset:

@@ -89,6 +89,8 @@ class DuckDBEngine:
         import ibis
 
         self.errors: tuple[type[Exception], ...] = (duckdb.Error,)
+        # Absolute, as DuckDB takes what stands before a colon for the name of an extension.
+        work_dir = work_dir.resolve()
         self.file = work_dir / "relational.duckdb"
         self.spill = work_dir / "spill"
         self.con = ibis.duckdb.connect(

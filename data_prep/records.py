@@ -6,6 +6,7 @@ said once. numpy is imported where it is used, so that a command's --help starts
 
 import io
 import json
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -154,11 +155,27 @@ def encode_npy(array: "NDArray[np.generic]") -> bytes:
 
 
 def decode_npy(payload: bytes) -> "NDArray[np.generic]":
-    """Read what `encode_npy` wrote."""
+    """Read what `encode_npy` wrote.
+
+    Raises:
+        ValueError: no such array, or another size than its header says; nothing is allocated then.
+    """
     import numpy as np
 
-    array: NDArray[np.generic] = np.load(io.BytesIO(payload), allow_pickle=False)
-    return array
+    file = io.BytesIO(payload)
+    try:
+        version = np.lib.format.read_magic(file)
+        if version != (1, 0):
+            raise ValueError(f"found version {version} of the format, expected (1, 0)")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    except (ValueError, SyntaxError, TypeError, KeyError, EOFError) as error:
+        raise ValueError(f"array of {len(payload)} bytes: cannot be read ({error})") from error
+    expected = math.prod(shape) * dtype.itemsize
+    if dtype.hasobject or fortran or expected != len(payload) - file.tell():
+        raise ValueError(
+            f"array: found {len(payload) - file.tell()} bytes, expected {expected} of {dtype}"
+        )
+    return np.frombuffer(payload, dtype, offset=file.tell()).reshape(shape).copy()
 
 
 def encode_item(record: ItemRecord, *, item_id: int | str) -> list[tuple[str, bytes]]:

@@ -91,3 +91,37 @@ def test_every_shard_yaml_parses(path: Path) -> None:
     parser = build_parser()
     settings = parser.parse_args(["shard", "--config", str(path)])
     assert parser.instantiate(settings).shard.name == path.parent.name
+
+
+@pytest.mark.parametrize("section", ["split: null", "split: 1e9", "pictures:"])
+def test_a_section_that_is_no_mapping_is_one_error(
+    section: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "configs/toy/shard.yaml").read_text()
+    text = text.replace("split:\n", "").replace("  valid_start", "# ").replace("  test_start", "# ")
+    (tmp_path / "shard.yaml").write_text(f"{text}\n{section}\n")
+    assert main(["shard", "--config", str(tmp_path / "shard.yaml")]) == 2
+    assert "expected a mapping" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("items_per_shard: null", "items_per_shard"),
+        ("pictures: {short_side: null}", "pictures.short_side"),
+        ("num_workers:", "num_workers"),
+    ],
+)
+def test_null_is_refused_where_it_means_nothing(
+    line: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "configs/toy/shard.yaml").read_text().replace("items_per_shard", "# ")
+    (tmp_path / "shard.yaml").write_text(f"{text}\n{line}\n")
+    assert main(["shard", "--config", str(tmp_path / "shard.yaml")]) == 2
+    assert f"error: {name}: found None, expected a value" in capsys.readouterr().err
+
+
+def test_null_is_taken_where_it_means_none() -> None:
+    parser = build_parser()
+    given = ["shard", "--config", str(ROOT / "configs/toy/shard.yaml"), "--users", "null"]
+    assert parser.instantiate(parser.parse_args(given)).shard.users is None
