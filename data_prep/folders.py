@@ -93,6 +93,8 @@ def open_folder(dataset_dir: Path | str) -> tuple[Folder, Manifest]:
         dataset_dir: a local folder, or a URL that fsspec knows (s3://, gs://, https://, …). The
             cache of URLs lies in $TRIPTYCH_CACHE, or ~/.cache/triptych.
     """
+    from filelock import FileLock
+
     url = url_of(dataset_dir)
     if url is None:
         return Folder(Path(dataset_dir)), Manifest.load(Path(dataset_dir))
@@ -106,8 +108,10 @@ def open_folder(dataset_dir: Path | str) -> tuple[Folder, Manifest]:
     root = os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "triptych"
     # A dataset made anew has another manifest, and so a cache of its own.
     local = Path(root) / "datasets" / hashlib.sha256(url.encode() + payload).hexdigest()[:24]
-    if not (local / MANIFEST_FILE).is_file():
-        replace_file(local / MANIFEST_FILE, payload)
+    local.mkdir(parents=True, exist_ok=True)
+    with FileLock(local / f"{MANIFEST_FILE}.lock"):
+        if not (local / MANIFEST_FILE).is_file():
+            replace_file(local / MANIFEST_FILE, payload)
     manifest = Manifest.load(local)
     return CachedFolder(local, url, {entry.path: entry for entry in manifest.files}), manifest
 
