@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.arrays import to_numpy
 from data_prep.item_shards import is_finished, write_index
 from data_prep.records import (
     USER_BLOCK_USERS,
@@ -53,7 +54,7 @@ def write_user_shard(shard: UserShard) -> None:
     first = shard.number * BLOCKS_PER_SHARD * USER_BLOCK_USERS
     last = min(first + BLOCKS_PER_SHARD * USER_BLOCK_USERS, shard.num_users)
     table = pq.read_table(work.events, filters=[("user_row", ">=", first), ("user_row", "<", last)])
-    events = {name: table[name].to_numpy() for name in table.column_names}
+    events = {name: to_numpy(table[name]) for name in table.column_names}
     with TarWriter(shard.dataset_dir / user_tar(shard.number)) as tar:
         for start in range(first, last, USER_BLOCK_USERS):
             block = start // USER_BLOCK_USERS
