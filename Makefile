@@ -25,6 +25,7 @@ setup: .venv/installed
 	touch $@
 
 demo: .venv/towers  ## toy data -> shards -> ZeRO-2 on 2 processes -> release -> CTR ladder -> report
+	rm -rf runs/demo  # anew: checkpoints of another version's data would be refused
 	$(PY) -m data_prep toy --config configs/toy/toy.yaml
 	$(PY) -m data_prep shard --config configs/toy/shard.yaml
 	$(PY) -m data_prep verify --dataset_dir data/toy/dataset
