@@ -75,11 +75,10 @@ class ContentReader:
         if self.items.frames is None:
             yield from ([] for _ in rows)
             return
-        rows, copy = tee(rows)
-        cells = (cell for row in copy for cell in self._choose(row["frames"]))
-        payloads = self._reader("frames").read_all(cells)
-        for row in rows:
-            yield [next(payloads) for _ in self._choose(row["frames"])]
+        chosen, copy = tee(self._choose(row["frames"]) for row in rows)
+        payloads = self._reader("frames").read_all(cell for cells in copy for cell in cells)
+        for cells in chosen:
+            yield [next(payloads) for _ in cells]
 
     def _choose(self, cells: list[Cell] | None) -> list[Cell]:
         """At most `max_frames` of an item's frames, evenly spread."""

@@ -67,15 +67,19 @@ def _check_members(
         return
     table = read_index(path)
     key_of = block_key if entry.path.startswith("users/") else make_item_key
-    for row, member, offset, size, digest in zip(
-        *(table[name].to_pylist() for name in table.column_names), strict=True
+    rows, members, offsets, sizes, digests = (
+        table[name].to_pylist() for name in table.column_names
+    )
+    names = [f"{key_of(row)}.{member}".encode() for row, member in zip(rows, members, strict=True)]
+    headers = tar_headers(names, np.array(sizes, np.int64))
+    for row, member, offset, size, digest, expected in zip(
+        rows, members, offsets, sizes, digests, headers, strict=True
     ):
-        name = f"{key_of(row)}.{member}"
         header = payload[offset - BLOCK : offset]
         body = payload[offset : offset + size]
         if len(body) < size:
             problem = "cut off"
-        elif header != tar_headers([name.encode()], np.array([size])).tobytes():
+        elif header != expected.tobytes():
             problem = "damaged in its tar header"
         elif content_hash(body) != digest:
             problem = "damaged"
