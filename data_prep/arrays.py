@@ -4,6 +4,7 @@ pyarrow's own `to_numpy`, `pa.array` and `pa.scalar` import pandas where it is i
 costs half a second and 60 MB: as much as sorting a million events.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,3 +35,16 @@ def to_arrow(values: NDArray[Any], *, valid: NDArray[np.bool_] | None = None) ->
         packed, kind = np.ascontiguousarray(values), pa.from_numpy_dtype(values.dtype)
     given = None if valid is None else pa.py_buffer(np.packbits(valid, bitorder="little"))
     return pa.Array.from_buffers(kind, len(values), [given, pa.py_buffer(packed)])
+
+
+def words_to_arrow(words: Sequence[str]) -> "pa.DictionaryArray":
+    """Few words, many times: 16 bits each and a dictionary in the order of first use."""
+    import pyarrow as pa
+
+    places = {word: place for place, word in enumerate(dict.fromkeys(words))}
+    ends = np.cumsum([0, *(len(word.encode()) for word in places)], dtype=np.int32)
+    letters = "".join(places).encode()
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(letters)]
+    dictionary = pa.Array.from_buffers(pa.string(), len(places), buffers)
+    indices = np.fromiter(map(places.__getitem__, words), np.int16, len(words))
+    return pa.DictionaryArray.from_arrays(to_arrow(indices), dictionary)

@@ -1,9 +1,9 @@
 """Arrow IPC files of one batch, to be mapped into memory by their readers."""
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_prep.checksums import checksum
 from data_prep.records import replace_file
 
 if TYPE_CHECKING:
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def write_arrow(path: Path, batch: "pa.RecordBatch") -> dict[str, Any]:
-    """Write under a temporary name, then rename; returns the file's size and SHA-256."""
+    """Write under a temporary name, then rename; returns the file's size and checksum."""
     import pyarrow as pa
 
     sink = pa.BufferOutputStream()
@@ -19,7 +19,7 @@ def write_arrow(path: Path, batch: "pa.RecordBatch") -> dict[str, Any]:
         writer.write_batch(batch)
     payload = sink.getvalue().to_pybytes()
     replace_file(path, payload)
-    return {"bytes": len(payload), "sha256": hashlib.sha256(payload).hexdigest()}
+    return {"bytes": len(payload), "xxh128": checksum(payload)}
 
 
 def map_arrow(path: Path, schema: "pa.Schema | None", *, again: str) -> "pa.Table":
@@ -31,17 +31,27 @@ def map_arrow(path: Path, schema: "pa.Schema | None", *, again: str) -> "pa.Tabl
     import pyarrow as pa
 
     try:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: found no Arrow file ({error}); re-run {again}") from error
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error}); re-run {again}") from error
+        table = parse_arrow(pa.memory_map(str(path)), where=str(path))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{error}; re-run {again}") from error
     if schema is not None and not table.schema.equals(schema):
         raise ValueError(
             f"{path}: found columns {table.schema.names}, expected {schema.names}; re-run {again}"
         )
+    return table
+
+
+def parse_arrow(file: "pa.NativeFile", *, where: str) -> "pa.Table":
+    """Read an Arrow IPC file, checked to its last offset.
+
+    Raises:
+        ValueError: damaged; the message begins with `where`.
+    """
+    import pyarrow as pa
+
     try:
+        table = pa.ipc.open_file(file).read_all()
         table.validate(full=True)  # Arrow trusts a file's offsets, and would read beyond its end
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: damaged ({error}); re-run {again}") from error
+    except (pa.ArrowException, OSError, MemoryError) as error:
+        raise ValueError(f"{where}: cannot be read as an Arrow file ({error})") from error
     return table

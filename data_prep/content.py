@@ -28,7 +28,7 @@ from data_prep.records import (
 INDEX_SCHEMA = pa.schema(
     [
         pa.field("item_row", pa.int32()),
-        pa.field("member", pa.string()),
+        pa.field("member", pa.dictionary(pa.int16(), pa.string())),
         pa.field("offset", pa.int64()),
         pa.field("size", pa.int64()),
         pa.field("hash", pa.uint64()),

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from data_prep.content import ItemContent
 from data_prep.events import EventLog
@@ -18,14 +17,11 @@ from data_prep.manifest import Manifest
 from data_prep.records import (
     ITEMS_FILE,
     SPLITS,
-    USER_MEMBERS,
     USERS_FILE,
-    WEIGHTS_DTYPE,
-    WEIGHTS_MEMBER,
     Split,
-    decode_npy,
     impressions_file,
 )
+from data_prep.user_blocks import EVENT_TYPES, UserBlock, decode_block
 
 
 @dataclass(frozen=True)
@@ -59,41 +55,31 @@ class Dataset:
         names = sorted(
             file.path for file in self.manifest.files if fnmatch(file.path, "users/*.tar")
         )
-        columns: dict[str, list[NDArray[np.generic]]] = {}
-        for name in names:
-            for member, array in _read_blocks(self.folder.path(name)):
-                columns.setdefault(member, []).append(array)
-        if missing := USER_MEMBERS.keys() - columns.keys():
+        blocks = [block for name in names for block in _read_blocks(self.folder.path(name))]
+        if (found := sum(len(block.users) for block in blocks)) != self.num_users:
             raise ValueError(
-                f"{self.dir}/users: found no {sorted(missing)} in {len(names)} tars; run python -m "
-                "data_prep verify"
+                f"{self.dir}/users: found {found} users in {len(names)} tars, expected "
+                f"{self.num_users} as in {USERS_FILE}; run python -m data_prep verify"
             )
-        if sum(map(len, columns["users.npy"])) != self.num_users:
-            raise ValueError(
-                f"{self.dir}/users: found {sum(map(len, columns['users.npy']))} users in "
-                f"{len(names)} tars, expected {self.num_users} as in {USERS_FILE}; "
-                "run python -m data_prep verify"
-            )
-        lengths = np.concatenate([np.diff(offsets) for offsets in columns["offsets.npy"]])
-        joined = {
-            name: np.concatenate(columns[name]).astype(dtype, copy=False)
-            for name, dtype in (USER_MEMBERS | {WEIGHTS_MEMBER: WEIGHTS_DTYPE}).items()
-            if name in columns
+        lengths = [np.diff(block.offsets) for block in blocks]
+        weighted = all("weights" in block.events for block in blocks)
+        columns = {
+            name: np.concatenate([np.zeros(0, dtype), *(block.events[name] for block in blocks)])
+            for name, dtype in EVENT_TYPES.items()
+            if name != "weights" or (weighted and blocks)
         }
-        counts = {len(joined[name]) for name in joined if name not in _PER_USER} | {lengths.sum()}
-        rows = joined["items.npy"]
-        if len(counts) > 1 or (lengths < 0).any() or rows.max(initial=0) >= max(self.num_items, 1):
+        rows = columns["item_rows"]
+        if rows.max(initial=0) >= max(self.num_items, 1):
             raise ValueError(
-                f"{self.dir}/users: found columns of {sorted(map(int, counts))} events and item "
-                f"rows up to {rows.max(initial=0)}, expected one length and rows below "
+                f"{self.dir}/users: found item rows up to {rows.max()}, expected them below "
                 f"{self.num_items}; run python -m data_prep verify"
             )
         return EventLog(
-            offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
-            item_rows=joined["items.npy"],
-            times=joined["times.npy"],
-            labels=joined["labels.npy"],
-            weights=joined.get(WEIGHTS_MEMBER),
+            offsets=np.cumsum(np.concatenate([[0], *lengths]), dtype=np.int64),
+            item_rows=rows,
+            times=columns["times"],
+            labels=columns["labels"],
+            weights=columns.get("weights"),
         )
 
     def content(self) -> ItemContent:
@@ -117,17 +103,13 @@ class Dataset:
         return pq.read_table(self.folder.path(name))
 
 
-_PER_USER = ("users.npy", "offsets.npy")
-
-
-def _read_blocks(path: Path) -> Iterator[tuple[str, NDArray[np.generic]]]:
-    """Members of a user tar, by name without the key."""
+def _read_blocks(path: Path) -> Iterator[UserBlock]:
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 file = tar.extractfile(member)
                 if file is not None:
-                    yield member.name.partition(".")[2], decode_npy(file.read())
+                    yield decode_block(file.read())
     except (tarfile.TarError, ValueError) as error:
         raise ValueError(
             f"{path}: cannot be read ({error}); run python -m data_prep verify"

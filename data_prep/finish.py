@@ -1,14 +1,15 @@
 """The last stage of `shard`: collect what the parts wrote, and vouch for it in the manifest."""
 
 import dataclasses
-import hashlib
 import json
 import logging
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_prep.checksums import file_checksum
 from data_prep.item_shards import plan_item_shards
 from data_prep.manifest import FileEntry, Manifest
 from data_prep.parquet_files import write_parquet
@@ -70,10 +71,18 @@ def write_manifest(config: ShardConfig, *, keep_work: bool) -> Manifest:
         extra=_read_extra(config),
         source_fingerprint=report.fingerprint,
     )
+    _flush_to_disk(dataset_dir, manifest.files)
     manifest.save(dataset_dir)
     if not keep_work:
         shutil.rmtree(work.dir)
     return manifest
+
+
+def _flush_to_disk(dataset_dir: Path, entries: list[FileEntry]) -> None:
+    """Make sure that a power cut takes nothing that the manifest vouches for."""
+    for entry in entries:
+        with (dataset_dir / entry.path).open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def _collect_receipts(
@@ -148,10 +157,9 @@ def _table_entries(dataset_dir: Path) -> list[FileEntry]:
     entries = []
     for name in names:
         path = dataset_dir / name
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        rows = pq.read_metadata(path).num_rows
-        entries.append(FileEntry(path=name, bytes=path.stat().st_size, sha256=digest, samples=rows))
+        size, rows = path.stat().st_size, pq.read_metadata(path).num_rows
+        digest = file_checksum(path)
+        entries.append(FileEntry(path=name, bytes=size, xxh128=digest, samples=rows))
     return entries
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep.checksums import file_checksum
 from data_prep.manifest import FileEntry, Manifest
 from data_prep.records import MANIFEST_FILE, replace_file
 
@@ -74,11 +75,10 @@ class CachedFolder(Folder):
         for attempt in range(ATTEMPTS):
             try:
                 source.get_file(remote, str(temporary))
-                with temporary.open("rb") as file:
-                    if hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256:
-                        temporary.replace(target)
-                        return
-                problem = "its SHA-256 is not the manifest's"
+                if file_checksum(temporary) == entry.xxh128:
+                    temporary.replace(target)
+                    return
+                problem = "its checksum is not the manifest's"
             except Exception as error:  # every protocol raises its own
                 problem = f"{type(error).__name__}: {error}"
             temporary.unlink(missing_ok=True)

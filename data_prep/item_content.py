@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.checksums import content_hash
 from data_prep.columns import ItemColumns
 from data_prep.media import Cell, MediaReader
 from data_prep.pictures import Picture, prepare_picture
 from data_prep.records import ItemRecord
 from data_prep.settings import FetchConfig, PictureConfig, SoundConfig
 from data_prep.sounds import Sound, prepare_sound
-from data_prep.tars import content_hash
 
 Row = dict[str, Any]
 

@@ -110,16 +110,21 @@ def is_finished(receipt: Path, dataset_dir: Path) -> bool:
 
 def write_index(path: Path, index: MemberIndex) -> dict[str, Any]:
     """Write a sidecar index as an Arrow IPC file, to be mapped into memory."""
+    import numpy as np
     import pyarrow as pa
 
+    from data_prep.arrays import to_arrow, words_to_arrow
     from data_prep.arrow_files import write_arrow
     from data_prep.content import INDEX_SCHEMA
 
-    columns = [index.samples, index.members, index.offsets, index.sizes, index.hashes]
     arrays = [
-        pa.array(column, field.type) for column, field in zip(columns, INDEX_SCHEMA, strict=True)
+        to_arrow(np.array(index.samples, np.int32)),
+        words_to_arrow(index.members),
+        to_arrow(np.array(index.offsets, np.int64)),
+        to_arrow(np.array(index.sizes, np.int64)),
+        to_arrow(np.array(index.hashes, np.uint64)),
     ]
-    return write_arrow(path, pa.record_batch(arrays, schema=INDEX_SCHEMA))
+    return write_arrow(path, pa.RecordBatch.from_arrays(arrays, schema=INDEX_SCHEMA))
 
 
 def _raw_rows(work: WorkFiles, shard: ItemShard) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,8 @@ class FileEntry:
     path: str
     """Relative to the dataset folder, with forward slashes."""
     bytes: int
-    sha256: str
+    xxh128: str
+    """XXH3 of 128 bits; `xxhsum -H2` prints it."""
     samples: int
     """Samples in a tar, rows in a table."""
 

@@ -5,19 +5,20 @@ said once. numpy is imported where it is used, so that a command's --help starts
 """
 
 import io
-import json
 import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import orjson
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 FORMAT = "triptych-dataset"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 MANIFEST_FILE = "manifest.json"
 ITEMS_FILE = "items.parquet"
@@ -61,20 +62,6 @@ RESERVED_CONTEXT_COLUMNS = (
     *("user_row", "item_row", "time", "label", "user_id", "item_id"),
     *("raw_time", "raw_label", "cause", "known_id"),
 )
-
-USER_MEMBERS: dict[str, str] = {
-    "users.npy": "uint32",
-    "offsets.npy": "int64",
-    "items.npy": "uint32",
-    "times.npy": "int64",
-    "labels.npy": "int8",
-}
-"""Members of a block of users, with their types; times are unix milliseconds."""
-WEIGHTS_MEMBER = "weights.npy"
-WEIGHTS_DTYPE = "float32"
-
-
-_to_json = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make one every time
 
 
 def item_key(item_row: int) -> str:
@@ -183,8 +170,7 @@ def encode_item(record: ItemRecord, *, item_id: int | str) -> list[tuple[str, by
     members: list[tuple[str, bytes]] = []
     if record.image is not None:
         members.append((IMAGE_MEMBER, record.image))
-    body = _to_json({"item_id": item_id, "texts": record.texts})
-    members.append((JSON_MEMBER, body.encode()))
+    members.append((JSON_MEMBER, orjson.dumps({"item_id": item_id, "texts": record.texts})))
     members.extend((frame_member(number), frame) for number, frame in enumerate(record.frames))
     if record.sound is not None:
         members.append((SOUND_PREFIX + record.sound_suffix, record.sound))
@@ -202,7 +188,7 @@ def decode_item(members: dict[str, bytes]) -> ItemRecord:
         for name, payload in members.items()
         if name.endswith(VECTOR_SUFFIX)
     }
-    texts = json.loads(members[JSON_MEMBER])["texts"] if JSON_MEMBER in members else {}
+    texts = orjson.loads(members[JSON_MEMBER])["texts"] if JSON_MEMBER in members else {}
     sounds = [name for name in members if name.startswith(SOUND_PREFIX)]
     return ItemRecord(
         image=members.get(IMAGE_MEMBER),

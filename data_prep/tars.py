@@ -6,9 +6,7 @@ sample, and by default writes the time of day and a further kilobyte before ever
 Shapes: M members of a chunk.
 """
 
-import hashlib
-import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -17,15 +15,15 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from data_prep.checksums import Payload, content_hash
+
 BLOCK = 512
 END = bytes(2 * BLOCK)
 NAME_BYTES = 100
-CHUNK_BYTES = 4 << 20
+CHUNK_BYTES = 1 << 20
 """What is held in memory before it is written."""
 MAX_MEMBER_BYTES = 8**11 - 1
 """The largest size that the eleven octal digits of a ustar header hold."""
-
-Payload = bytes | memoryview
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +31,7 @@ class Receipt:
     """What was written."""
 
     bytes: int
-    sha256: str
+    xxh128: str
     samples: int
 
 
@@ -48,37 +46,44 @@ class MemberIndex:
     hashes: list[int] = field(default_factory=list)
 
 
-def content_hash(payload: Payload) -> int:
-    """64 bits that two payloads share if, for all practical purposes, they are the same (XXH3)."""
-    return xxhash.xxh3_64_intdigest(payload)
-
-
 def tar_headers(names: Sequence[bytes], sizes: NDArray[np.int64]) -> NDArray[np.uint8]:
     """The 512 bytes before each member's payload, [M, 512] (POSIX.1-1988 ustar).
 
     Raises:
         ValueError: a name of 100 bytes or more, or a payload of 8 GiB or more.
     """
-    for name, size in zip(names, sizes.tolist(), strict=True):
-        if len(name) >= NAME_BYTES or size > MAX_MEMBER_BYTES:
-            raise ValueError(
-                f"{name.decode()}: found a name of {len(name)} bytes and a payload of {size:,}, "
-                f"expected below {NAME_BYTES} and at most {MAX_MEMBER_BYTES:,}; shorten the "
-                "vector's name, or leave the file out"
-            )
-    headers = np.zeros((len(names), BLOCK), np.uint8)
+    lengths = np.fromiter(map(len, names), np.int64, len(names))
+    for member in np.flatnonzero((lengths >= NAME_BYTES) | (sizes > MAX_MEMBER_BYTES)).tolist():
+        raise ValueError(
+            f"{names[member].decode()}: found a name of {lengths[member]} bytes and a payload of "
+            f"{sizes[member]:,}, expected below {NAME_BYTES} and at most {MAX_MEMBER_BYTES:,}; "
+            "shorten the vector's name, or leave the file out"
+        )
+    headers = np.empty((len(names), BLOCK), np.uint8)
+    headers[:] = _TEMPLATE
+    varying = (headers[:, :NAME_BYTES], headers[:, 124:135])
     padded = np.array(names, f"S{NAME_BYTES}")
-    headers[:, :NAME_BYTES] = padded.view(np.uint8).reshape(len(names), NAME_BYTES)
-    headers[:, 100:108] = np.frombuffer(b"0000644\0", np.uint8)
-    headers[:, 108:124] = np.frombuffer(b"0000000\x000000000\0", np.uint8)
-    headers[:, 124:135] = _octal(sizes, digits=11)
-    headers[:, 136:148] = np.frombuffer(b"00000000000\0", np.uint8)
-    headers[:, 148:156] = ord(" ")
-    headers[:, 156] = ord("0")
-    headers[:, 257:265] = np.frombuffer(b"ustar\x0000", np.uint8)
-    headers[:, 148:154] = _octal(headers.sum(1, dtype=np.int64), digits=6)
+    varying[0][:] = padded.view(np.uint8).reshape(len(names), NAME_BYTES)
+    varying[1][:] = _octal(sizes, digits=11)
+    sums = int(_TEMPLATE.sum()) + sum(part.sum(1, dtype=np.int64) for part in varying)
+    headers[:, 148:154] = _octal(sums, digits=6)
     headers[:, 154] = 0
     return headers
+
+
+def _template() -> NDArray[np.uint8]:
+    """A header without name, size and checksum; the checksum counts its own place as blanks."""
+    header = np.zeros(BLOCK, np.uint8)
+    header[100:108] = np.frombuffer(b"0000644\0", np.uint8)
+    header[108:124] = np.frombuffer(b"0000000\x000000000\0", np.uint8)
+    header[136:148] = np.frombuffer(b"00000000000\0", np.uint8)
+    header[148:156] = ord(" ")
+    header[156] = ord("0")
+    header[257:265] = np.frombuffer(b"ustar\x0000", np.uint8)
+    return header
+
+
+_TEMPLATE = _template()
 
 
 def _octal(numbers: NDArray[np.int64], *, digits: int) -> NDArray[np.uint8]:
@@ -90,7 +95,9 @@ def _octal(numbers: NDArray[np.int64], *, digits: int) -> NDArray[np.uint8]:
 class TarWriter:
     """Writes samples under a temporary name; closing writes the rest and renames.
 
-    An error inside the `with` block leaves nothing behind.
+    An error inside the `with` block leaves nothing behind. Nothing is flushed to the disk here:
+    who vouches for a tar does that (`finish.py`), and a tar that a power cut took is found by its
+    size.
     """
 
     receipt: Receipt
@@ -102,27 +109,24 @@ class TarWriter:
         self.index = MemberIndex()
         self._temporary = path.with_name(path.name + ".tmp")
         self._file = self._temporary.open("wb", buffering=0)
-        self._sha256 = hashlib.sha256()
+        self._digest = xxhash.xxh3_128()
         self._names: list[bytes] = []
         self._payloads: list[Payload] = []
+        self._blocks = np.empty((0, BLOCK), np.uint8)  # a chunk; used again for the next
         self._pending = 0
         self._position = 0
         self._samples = 0
 
-    def add(self, sample: int, *, key: str, members: Sequence[tuple[str, Payload]]) -> None:
+    def add(self, sample: int, *, key: str, members: Iterable[tuple[str, Payload]]) -> None:
         """Append a sample's members."""
         index = self.index
         for member, payload in members:
-            size = len(payload)
-            self._names.append(f"{key}.{member}".encode())
-            self._payloads.append(payload)
             index.samples.append(sample)
             index.members.append(member)
-            index.offsets.append(self._position + BLOCK)
-            index.sizes.append(size)
             index.hashes.append(content_hash(payload))
-            self._position += BLOCK + size + -size % BLOCK
-            self._pending += size
+            self._names.append(f"{key}.{member}".encode())
+            self._payloads.append(payload)
+            self._pending += len(payload)
         self._samples += 1
         if self._pending >= CHUNK_BYTES:
             self._flush()
@@ -146,12 +150,9 @@ class TarWriter:
     def _close(self) -> None:
         self._flush()
         self._write(END)
-        os.fsync(self._file.fileno())
         self._temporary.replace(self.path)
         self.receipt = Receipt(
-            bytes=self._position + len(END),
-            sha256=self._sha256.hexdigest(),
-            samples=self._samples,
+            bytes=self._position, xxh128=self._digest.hexdigest(), samples=self._samples
         )
 
     def _flush(self) -> None:
@@ -159,16 +160,26 @@ class TarWriter:
         if not self._names:
             return
         sizes = np.fromiter(map(len, self._payloads), np.int64, len(self._payloads))
-        headers = memoryview(tar_headers(self._names, sizes).tobytes())
-        parts: list[Payload] = []
-        for number, payload in enumerate(self._payloads):
-            start = number * BLOCK
-            parts += (headers[start : start + BLOCK], payload, END[: -len(payload) % BLOCK])
-        self._write(b"".join(parts))
+        ends = np.cumsum(1 + -(-sizes // BLOCK))  # in blocks
+        begins = np.concatenate([[0], ends[:-1]])
+        if len(self._blocks) < ends[-1]:
+            self._blocks = np.empty((ends[-1], BLOCK), np.uint8)
+        chunk = self._blocks[: ends[-1]]
+        chunk[ends - 1] = 0  # what pads the last block of a payload
+        chunk[begins] = tar_headers(self._names, sizes)
+        place, starts = memoryview(chunk.reshape(-1)), (begins + 1) * BLOCK  # type: ignore[arg-type]
+        for start, size, payload in zip(
+            starts.tolist(), sizes.tolist(), self._payloads, strict=True
+        ):
+            place[start : start + size] = payload
+        self.index.offsets.extend((self._position + starts).tolist())
+        self.index.sizes.extend(sizes.tolist())
+        self._write(place)
         self._names, self._payloads, self._pending = [], [], 0
 
-    def _write(self, chunk: bytes) -> None:
-        self._sha256.update(chunk)
+    def _write(self, chunk: Payload) -> None:
+        self._digest.update(chunk)
+        self._position += len(chunk)
         left = memoryview(chunk)
         while left:
             left = left[self._file.write(left) :]

@@ -13,16 +13,13 @@ from data_prep.arrays import to_numpy
 from data_prep.item_shards import is_finished, write_index
 from data_prep.records import (
     USER_BLOCK_USERS,
-    USER_MEMBERS,
-    WEIGHTS_DTYPE,
-    WEIGHTS_MEMBER,
     block_key,
-    encode_npy,
     replace_file,
     user_index,
     user_tar,
 )
 from data_prep.tars import TarWriter
+from data_prep.user_blocks import BLOCK_MEMBER, UserBlock
 from data_prep.work import TablesReport, WorkFiles
 
 BLOCKS_PER_SHARD = 64
@@ -59,7 +56,8 @@ def write_user_shard(shard: UserShard) -> None:
         for start in range(first, last, USER_BLOCK_USERS):
             block = start // USER_BLOCK_USERS
             users = np.arange(start, min(start + USER_BLOCK_USERS, last))
-            tar.add(block, key=block_key(block), members=encode_block(events, users))
+            payload = block_of(events, users).encode()
+            tar.add(block, key=block_key(block), members=[(BLOCK_MEMBER, payload)])
     index = write_index(shard.dataset_dir / user_index(shard.number), tar.index)
     receipt = {
         "files": [
@@ -71,23 +69,13 @@ def write_user_shard(shard: UserShard) -> None:
     replace_file(work.user_receipt(shard.number), json.dumps(receipt).encode())
 
 
-def encode_block(
-    events: dict[str, NDArray[Any]], users: NDArray[np.integer]
-) -> list[tuple[str, bytes]]:
-    """Tar members of a block; `events` is ordered by user, time and item, `users` by row."""
+def block_of(events: dict[str, NDArray[Any]], users: NDArray[np.integer]) -> UserBlock:
+    """Cut a block out of events ordered by user, time and item; `users` are consecutive rows."""
     bounds = np.searchsorted(events["user_row"], np.append(users, users[-1] + 1))
     inside = slice(bounds[0], bounds[-1])
-    arrays = {
-        "users.npy": users,
-        "offsets.npy": bounds - bounds[0],
-        "items.npy": events["item_row"][inside],
-        "times.npy": events["time"][inside],
-        "labels.npy": events["label"][inside],
-    }
-    members = [
-        (name, encode_npy(array.astype(USER_MEMBERS[name]))) for name, array in arrays.items()
-    ]
-    if "weight" in events:
-        weights = events["weight"][inside].astype(WEIGHTS_DTYPE)
-        members.append((WEIGHTS_MEMBER, encode_npy(weights)))
-    return members
+    columns = {"item_rows": "item_row", "times": "time", "labels": "label", "weights": "weight"}
+    return UserBlock(
+        users=users.astype(np.uint32),
+        offsets=bounds - bounds[0],
+        events={name: events[of][inside] for name, of in columns.items() if of in events},
+    )

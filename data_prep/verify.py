@@ -1,6 +1,5 @@
 """`python -m data_prep verify`: a dataset folder against its manifest, down to the damaged item."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Iterator
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.checksums import checksum, content_hash, file_checksum
 from data_prep.content import read_index
 from data_prep.manifest import FileEntry, Manifest
 from data_prep.records import (
@@ -19,7 +19,8 @@ from data_prep.records import (
     decode_npy,
 )
 from data_prep.records import item_key as make_item_key
-from data_prep.tars import BLOCK, content_hash, tar_headers
+from data_prep.tars import BLOCK, tar_headers
+from data_prep.user_blocks import BLOCK_MEMBER, UserBlock, decode_block
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +38,12 @@ def find_damage(dataset_dir: Path) -> Iterator[str]:
             yield f"{entry.path}: missing; re-run python -m data_prep shard"
             continue
         payload = path.read_bytes()
-        damaged = hashlib.sha256(payload).hexdigest() != entry.sha256
+        damaged = checksum(payload) != entry.xxh128
         if damaged:
             size = f"{len(payload):,} bytes" if len(payload) != entry.bytes else "as many bytes"
             yield (
                 f"{entry.path}: found {size} of other content, expected {entry.bytes:,} bytes "
-                f"with SHA-256 {entry.sha256[:12]}…; re-run python -m data_prep shard"
+                f"with checksum {entry.xxh128[:12]}…; re-run python -m data_prep shard"
             )
         if not entry.path.endswith(".tar"):
             continue
@@ -63,7 +64,7 @@ def _check_members(
     path = dataset_dir / index.path
     if not path.is_file():
         return  # reported where the index itself is checked
-    if hashlib.sha256(path.read_bytes()).hexdigest() != index.sha256:
+    if file_checksum(path) != index.xxh128:
         return
     table = read_index(path)
     key_of = block_key if entry.path.startswith("users/") else make_item_key
@@ -104,8 +105,8 @@ def _read_with_webdataset(path: Path, entry: FileEntry) -> Iterator[str]:
                     json.loads(payload)
                 elif member.endswith(VECTOR_SUFFIX):
                     decode_npy(payload)
-            if "offsets.npy" in sample:
-                _check_block(sample)
+            if BLOCK_MEMBER in sample:
+                _check_block(decode_block(sample[BLOCK_MEMBER]))
         except ValueError as error:
             yield f"{entry.path}: key {sample['__key__']} cannot be read ({error})"
     if samples != entry.samples:
@@ -115,13 +116,8 @@ def _read_with_webdataset(path: Path, entry: FileEntry) -> Iterator[str]:
         )
 
 
-def _check_block(sample: dict[str, bytes]) -> None:
-    """A block of users hangs together and is in time order."""
-    offsets = decode_npy(sample["offsets.npy"]).astype(np.int64)
-    times = decode_npy(sample["times.npy"]).astype(np.int64)
-    users = decode_npy(sample["users.npy"])
-    if len(offsets) != len(users) + 1 or offsets[0] != 0 or offsets[-1] != len(times):
-        raise ValueError(f"offsets do not fit {len(users)} users and {len(times)} events")
-    backwards = np.flatnonzero(np.diff(times) < 0) + 1
-    if not np.isin(backwards, offsets).all():
+def _check_block(block: UserBlock) -> None:
+    """Every user's events are in time order."""
+    backwards = np.flatnonzero(np.diff(block.events["times"]) < 0) + 1
+    if not np.isin(backwards, block.offsets).all():
         raise ValueError("a user's events are not in time order")

@@ -115,7 +115,7 @@ CASES: dict[str, Callable[..., None]] = {
     "ours": measure_ours,
     "webdataset": measure_webdataset,
     "mosaic": measure_mosaic,
-    "mosaic_sha256": functools.partial(measure_mosaic, hashes=("sha256",)),
+    "mosaic_xxh128": functools.partial(measure_mosaic, hashes=("xxh128",)),
     "write2": measure_write2,
     "content_step": measure_content_step,
 }

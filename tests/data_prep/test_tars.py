@@ -1,11 +1,11 @@
-import hashlib
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data_prep.tars import CHUNK_BYTES, TarWriter, content_hash, tar_headers
+from data_prep.checksums import checksum, content_hash
+from data_prep.tars import CHUNK_BYTES, TarWriter, tar_headers
 
 
 def payloads(count: int, *, seed: int = 0) -> list[bytes]:
@@ -33,7 +33,7 @@ def test_members_are_read_back_by_tarfile_and_found_by_the_index(tmp_path: Path)
     assert [file[start : start + size] for start, size in spans] == stored
     assert tar.index.hashes == [content_hash(payload) for payload in stored]
     assert tar.receipt.bytes == len(file)
-    assert tar.receipt.sha256 == hashlib.sha256(file).hexdigest()
+    assert tar.receipt.xxh128 == checksum(file)
 
 
 def test_the_bytes_do_not_depend_on_where_a_chunk_ends(
