@@ -51,8 +51,10 @@ class Log:
     columns: InteractionColumns | ImpressionColumns
     typed: "ir.Table"
     """user_id, item_id, time, label, weight or context features; null where they are bad."""
+    good: "ir.Table"
+    """The rows without a bad value; their items may be unknown."""
     usable: "ir.Table"
-    """The same with item_row instead of item_id, of the rows without a bad value."""
+    """The same with item_row instead of item_id, of known items."""
 
 
 def open_log(
@@ -70,12 +72,11 @@ def open_log(
     needed = [typed[name] for name in ("user_id", "item_id", "time", "label")]
     needed += [typed.weight] if "weight" in typed.columns else []
     good = typed.filter([column.notnull() for column in needed]).drop("raw_time", "raw_label")
-    # An inner join, as DuckDB looks compact ids up in an array then; the others are counted by
-    # their absence.
+    # The others are counted by their absence.
     joined = good.inner_join(catalogue, "item_id")
     rest = joined.drop("user_id", "item_row", "item_id").columns
     usable = joined.select("user_id", "item_row", *rest)
-    return Log(source, columns, typed, usable)
+    return Log(source, columns, typed, good, usable)
 
 
 def set_bad_rows_aside(

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 LEAST_BYTES = 128 << 20
 """DuckDB gets this much at least, whatever the limit."""
-STREAM_BYTES = 112 << 20
+STREAM_BYTES = 144 << 20
 """What the stream of results takes, and what DuckDB does not count."""
 UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 UNITS |= {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}

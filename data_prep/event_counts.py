@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.arrays import to_arrow, to_numpy
+from data_prep.event_file import read_events
 from data_prep.manifest import Cutoffs
-from data_prep.parquet_files import read_in_order
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,7 +43,7 @@ class EventCounts:
         self.train_count_I = np.zeros(self.num_items, np.int64)
         self.first_event_I = np.full(self.num_items, NEVER, np.int64)
 
-    def add(self, table: "pa.Table") -> None:
+    def add(self, table: "pa.Table | pa.RecordBatch") -> None:
         """Count a table of events: time, item_row and label."""
         time_n, item_n = to_numpy(table["time"]), to_numpy(table["item_row"])
         positive_n = to_numpy(table["label"]) == 1
@@ -63,8 +63,8 @@ class EventCounts:
 
 def count_events(events: Path, counts: EventCounts) -> None:
     """Count a file of sorted events."""
-    for table in read_in_order(events, ["time", "item_row", "label"]):
-        counts.add(table)
+    for batch in read_events(events):
+        counts.add(batch)
 
 
 def with_counts(table: "pa.Table", events: EventCounts) -> "pa.Table":

@@ -23,7 +23,7 @@ from data_prep.records import (
 from data_prep.settings import ShardConfig, expand_path
 from data_prep.tars import MemberIndex, TarWriter
 from data_prep.tokens import Tokens
-from data_prep.work import CONTENT_ROWS, TablesReport, WorkFiles
+from data_prep.work import TablesReport, WorkFiles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +133,8 @@ def _raw_rows(work: WorkFiles, shard: ItemShard) -> Iterator[dict[str, Any]]:
 
     last_row = shard.first_row + shard.num_rows
     with pq.ParquetFile(work.content) as file:
-        for group in range(shard.first_row // CONTENT_ROWS, -(-last_row // CONTENT_ROWS)):
+        size = file.metadata.row_group(0).num_rows
+        for group in range(shard.first_row // size, -(-last_row // size)):
             for row in file.read_row_group(group).to_pylist():
                 if shard.first_row <= row["item_row"] < last_row:
                     yield row

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from data_prep.arrays import to_arrow, to_numpy
 from data_prep.cleaning import Ledger
+from data_prep.event_file import events_schema, read_events, write_events
 from data_prep.manifest import Cutoffs
-from data_prep.parquet_files import read_in_order, write_parquet
+from data_prep.parquet_files import write_parquet
 from data_prep.settings import FilterConfig, ShardConfig, SplitConfig, parse_time
-from data_prep.sorted_log import write_events
 from data_prep.work import WorkFiles
 
 if TYPE_CHECKING:
@@ -61,18 +61,14 @@ def time_of_rank(events: Path, rank: int) -> int:
     A histogram of all times says in which bin it lies, one of that bin's times where in it, and
     so on until a bin is a millisecond.
     """
-    import pyarrow.parquet as pq
-
-    meta = pq.read_metadata(events)
-    column = meta.schema.names.index("time")
-    groups = [meta.row_group(i).column(column).statistics for i in range(meta.num_row_groups)]
-    low: int = min(group.min for group in groups)
-    high: int = max(group.max for group in groups)
+    times = (to_numpy(batch["time"]) for batch in read_events(events))
+    ends = [(int(time_n.min()), int(time_n.max())) for time_n in times]
+    low, high = min(first for first, _ in ends), max(last for _, last in ends)
     while low < high:
         width = (high - low) // HISTOGRAM_BINS + 1
         counts = np.zeros(HISTOGRAM_BINS, np.int64)
-        for table in read_in_order(events, ["time"]):
-            time_n = to_numpy(table["time"])
+        for batch in read_events(events):
+            time_n = to_numpy(batch["time"])
             inside = time_n[(time_n >= low) & (time_n <= high)]
             counts += np.bincount((inside - low) // width, minlength=HISTOGRAM_BINS)
         before = np.cumsum(counts) - counts
@@ -125,6 +121,7 @@ def _rewrite(
     valid_start: int,
 ) -> int:
     """Drop the training events of other users and items, then the users who have nothing left."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     users = pq.read_table(work.seen_users)
@@ -134,14 +131,14 @@ def _rewrite(
     new_row_U = np.cumsum(left_U, dtype=np.int32) - 1
 
     def kept() -> Iterator["pa.Table"]:
-        for table in read_in_order(work.events):
+        for batch in read_events(work.events):
+            table = pa.Table.from_batches([batch])
             user_n, item_n = to_numpy(table["user_row"]), to_numpy(table["item_row"])
             late_n = to_numpy(table["time"]) >= valid_start
             table = table.set_column(0, "user_row", to_arrow(new_row_U[user_n]))
             yield table.filter(to_arrow(late_n | (user_U[user_n] & item_I[item_n])))
 
-    schema = pq.read_schema(work.events)
-    write_events(kept(), work.events, schema=schema)
+    write_events(kept(), work.events, schema=events_schema(work.events))
     users = users.set_column(0, "user_row", to_arrow(new_row_U)).filter(to_arrow(left_U))
     write_parquet([users], work.seen_users, schema=users.schema)
     return int(users.num_rows)
@@ -151,8 +148,8 @@ def _triples(
     events: Path,
 ) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]]:
     names = ["user_row", "item_row", "time"]
-    for table in read_in_order(events, names):
-        user_n, item_n, time_n = (to_numpy(table[name]) for name in names)
+    for batch in read_events(events):
+        user_n, item_n, time_n = (to_numpy(batch[name]) for name in names)
         yield user_n, item_n, time_n
 
 

@@ -56,13 +56,16 @@ def in_row_groups(tables: Iterable["pa.Table"], *, rows: int) -> Iterator["pa.Ta
     held: list[pa.Table] = []
     count = 0
     for table in tables:
+        if not held and table.num_rows == rows:
+            yield table.combine_chunks()  # no copy, where it is one chunk
+            continue
         held.append(table)
         count += table.num_rows
         while count >= rows:
             joined = pa.concat_tables(held)
             yield joined.slice(0, rows).combine_chunks()
-            held = [joined.slice(rows)]
             count -= rows
+            held = [joined.slice(rows)] if count else []
     if count:
         yield pa.concat_tables(held).combine_chunks()
 

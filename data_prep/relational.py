@@ -17,13 +17,14 @@ from data_prep.cleaning import Ledger, Log, open_log, set_bad_rows_aside
 from data_prep.engines import Engine, connect
 from data_prep.event_counts import EventCounts, count_events, with_counts, with_counts_schema
 from data_prep.impressions import write_impressions
+from data_prep.item_lookup import ONLY_SHOWN_ID, ItemLookup
 from data_prep.log_filters import check_splits, given_cutoffs, keep_core, quantile_cutoffs
 from data_prep.manifest import Cutoffs, Features
 from data_prep.parquet_files import ROW_GROUP_ROWS, write_parquet
 from data_prep.raw_files import RawFiles
 from data_prep.settings import ShardConfig, expand_path
 from data_prep.sorted_log import ONLY_SHOWN, SortedLog, sort_keys, write_sorted_log
-from data_prep.work import CONTENT_ROWS, TablesReport, WorkFiles, source_fingerprint
+from data_prep.work import TablesReport, WorkFiles, source_fingerprint
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+MEDIA_ROWS, TEXT_ROWS = 256, 4096
+"""Rows of a row group of the raw content, which a writer of tars holds in memory: with pictures,
+sound or vectors, and with texts alone."""
 SECONDS_A_LINE = 30.0
 """How often a long stream says how far it is."""
 
@@ -109,19 +113,24 @@ class _Relational:
         """Write every user's events in time order, and the users in order of id."""
         import ibis
 
-        rows = interactions.usable
+        lookup = ItemLookup.of(self.engine, catalogue.rows)
+        if lookup is None:
+            item, only_shown, rows = "item_row", ONLY_SHOWN, interactions.usable
+        else:
+            item, only_shown, rows = "item_id", ONLY_SHOWN_ID, interactions.good
+            rows = rows.mutate(item_id=rows.item_id.cast("int64"))
         if self.config.interactions.label is None:
             rows = rows.drop("label")
-        names = ["user_id", "time", "item_row", *rows.drop("user_id", "time", "item_row").columns]
+        names = ["user_id", "time", item, *rows.drop("user_id", "time", item).columns]
         rows = rows.select(*names)
         if impressions is not None:
             shown = impressions.usable.select("user_id").distinct()
             _check_same_ids(shown, rows)
             empty = {name: ibis.literal(0, rows[name].type()) for name in names[1:]}
-            empty["item_row"] = ibis.literal(ONLY_SHOWN, rows.item_row.type())
+            empty[item] = ibis.literal(only_shown, rows[item].type())
             rows = rows.union(shown.mutate(**empty).select(*names))
         duplicates = self.config.filter.duplicates
-        keys = sort_keys(names, duplicates=duplicates)
+        keys = sort_keys(names, item=item, duplicates=duplicates)
         order = [ibis.desc(key) if key in ("label", "weight") else key for key in keys]
         schema = rows.schema().to_pyarrow()
         # Known times let the events be counted as they pass; quantiles and a core do not.
@@ -130,7 +139,7 @@ class _Relational:
         counts = None if cutoffs is None or core else EventCounts(cutoffs, catalogue.num_items)
         stream = self.engine.stream(rows.order_by(order), rows=ROW_GROUP_ROWS, schema=schema)
         log = write_sorted_log(
-            _said(stream),
+            _said(stream if lookup is None else lookup.replace_ids(stream)),
             schema=schema,
             duplicates=duplicates,
             events_path=self.work.events,
@@ -182,7 +191,7 @@ class _Relational:
         # Small row groups, so that any part finds its items without reading the others'.
         content = catalogue.content.order_by("item_row")
         schema = content.schema().to_pyarrow()
-        tables = self.engine.stream(content, rows=CONTENT_ROWS, schema=schema)
+        tables = self.engine.stream(content, rows=_content_rows(schema.names), schema=schema)
         self._write(tables, self.work.content, schema=schema, compression="none")
 
     def _write(
@@ -217,6 +226,12 @@ class _Relational:
             quarantine=self.ledger.quarantine,
             filters=self.ledger.filters,
         )
+
+
+def _content_rows(names: list[str]) -> int:
+    """Rows of a row group of the raw content with these columns."""
+    texts_alone = all(name.startswith(("item_", "text_")) for name in names)
+    return TEXT_ROWS if texts_alone else MEDIA_ROWS
 
 
 @contextmanager

@@ -13,12 +13,9 @@ from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
-from data_prep.finish import write_manifest
-from data_prep.item_shards import plan_item_shards, write_item_shard
 from data_prep.manifest import Manifest
 from data_prep.relational import build_tables
 from data_prep.settings import RunConfig, ShardConfig, expand_path
-from data_prep.user_shards import plan_user_shards, write_user_shard
 from data_prep.work import TablesReport, WorkFiles, source_fingerprint
 
 logger = logging.getLogger(__name__)
@@ -38,12 +35,18 @@ def shard_dataset(config: ShardConfig, run: RunConfig | None = None) -> Manifest
     if run.stage in ("all", "content"):
         write_content(config, run)
     if run.stage in ("all", "manifest"):
+        from data_prep.finish import write_manifest
+
         return write_manifest(config, keep_work=run.keep_work)
     return None
 
 
 def write_content(config: ShardConfig, run: RunConfig) -> None:
     """Write this part's tars; those that are finished stay."""
+    # Imported here, as the relational step needs no decoders.
+    from data_prep.item_shards import plan_item_shards, write_item_shard
+    from data_prep.user_shards import plan_user_shards, write_user_shard
+
     dataset_dir = expand_path(config.dataset_dir, setting="dataset_dir")
     report = TablesReport.load(WorkFiles(dataset_dir))
     report.check_made_from(config)

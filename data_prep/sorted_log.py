@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.arrays import to_arrow, to_numpy
-from data_prep.parquet_files import ROW_GROUP_ROWS, in_row_groups, write_parquet
+from data_prep.event_file import write_events
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,11 +25,11 @@ ONLY_SHOWN = -1
 """Item row of a row that is no event: the user has an impression and is to be numbered."""
 
 
-def sort_keys(names: list[str], *, duplicates: Duplicates) -> list[str]:
+def sort_keys(names: list[str], *, item: str, duplicates: Duplicates) -> list[str]:
     """What the stream is to be ordered by; label and weight, where it has them, descending."""
-    first = ["user_id", "time", "item_row"]
+    first = ["user_id", "time", item]
     if duplicates == "keep_first":
-        first = ["user_id", "item_row", "time"]
+        first = ["user_id", item, "time"]
     return first + [name for name in ("label", "weight") if name in names]
 
 
@@ -94,7 +94,7 @@ def write_sorted_log(
     Args:
         tables: The stream, ordered by `sort_keys`: user_id, time, item_row, and label and weight
             where the log has them.
-        schema: The stream's.
+        schema: The stream's, as far as it is user_id, and weight or none.
         duplicates: Which events count as one.
         events_path: user_row, time, item_row, label and weight, ordered by user, time and item.
         users_path: Ordered by row.
@@ -132,24 +132,6 @@ def _each(call: "Callable[[pa.Table], None]", tables: Iterable["pa.Table"]) -> I
     for table in tables:
         call(table)
         yield table
-
-
-def write_events(tables: Iterable["pa.Table"], path: Path, *, schema: "pa.Schema") -> None:
-    """Write events in row groups of one size.
-
-    The file is read a few times and then removed: it is written fast rather than small. Columns
-    that cannot be null cost half, and differences between neighbours more than zstd saves.
-    """
-    import pyarrow as pa
-
-    encodings = {"user_row": "DELTA_BINARY_PACKED", "time": "DELTA_BINARY_PACKED"}
-    write_parquet(
-        in_row_groups(tables, rows=ROW_GROUP_ROWS),
-        path,
-        schema=pa.schema([column.with_nullable(False) for column in schema]),
-        compression={name: "lz4" if name == "label" else "none" for name in schema.names},
-        encodings={name: encodings.get(name, "PLAIN") for name in schema.names},
-    )
 
 
 def _as_table(columns: Columns, types: "dict[str, pa.DataType]") -> "pa.Table":

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.arrays import to_numpy
+from data_prep.event_file import read_users_events
 from data_prep.item_shards import is_finished, write_index
 from data_prep.records import (
     USER_BLOCK_USERS,
@@ -43,14 +44,12 @@ def plan_user_shards(dataset_dir: Path, report: TablesReport) -> list[UserShard]
 
 def write_user_shard(shard: UserShard) -> None:
     """Write a tar, its index and its receipt; a tar with a receipt is kept."""
-    import pyarrow.parquet as pq
-
     work = WorkFiles(shard.dataset_dir)
     if is_finished(work.user_receipt(shard.number), shard.dataset_dir):
         return
     first = shard.number * BLOCKS_PER_SHARD * USER_BLOCK_USERS
     last = min(first + BLOCKS_PER_SHARD * USER_BLOCK_USERS, shard.num_users)
-    table = pq.read_table(work.events, filters=[("user_row", ">=", first), ("user_row", "<", last)])
+    table = read_users_events(work.events, first=first, last=last)
     events = {name: to_numpy(table[name]) for name in table.column_names}
     with TarWriter(shard.dataset_dir / user_tar(shard.number)) as tar:
         for start in range(first, last, USER_BLOCK_USERS):

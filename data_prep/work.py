@@ -23,9 +23,6 @@ from data_prep.settings import ShardConfig, expand_path
 NOT_IN_RESULT = ("engine", "memory_limit", "duckdb_threads", "spark_conf", "dataset_dir")
 """Settings that change how, how fast or where a dataset is made, and not what is in it."""
 
-CONTENT_ROWS = 256
-"""Rows of a row group of the raw content: what a writer of tars holds in memory."""
-
 
 class WorkFiles:
     """Names inside the work folder."""
@@ -36,7 +33,7 @@ class WorkFiles:
         self.report = self.dir / "tables.json"
         self.items = self.dir / "items.parquet"
         self.users = self.dir / "users.parquet"
-        self.events = self.dir / "events.parquet"
+        self.events = self.dir / "events.arrow"
         self.seen_users = self.dir / "seen_users.parquet"
         self.content = self.dir / "content.parquet"
 

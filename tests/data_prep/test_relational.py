@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.dataset import open_dataset
+from data_prep.event_file import read_events, read_users_events, write_events
 from data_prep.log_filters import time_of_rank
 from data_prep.parquet_files import write_parquet
 from data_prep.settings import FilterConfig
@@ -53,7 +54,7 @@ def test_the_pass_over_the_sorted_log_is_its_slow_twin(
     kinds = [pa.string(), pa.int64(), pa.int32(), pa.int8()]
     schema = pa.schema(list(zip(names, kinds, strict=True)))
     columns = [pa.array(c, k) for c, k in zip(zip(*rows, strict=True), kinds, strict=True)]
-    keys = sort_keys(names, duplicates=duplicates)
+    keys = sort_keys(names, item="item_row", duplicates=duplicates)
     order = [(key, "descending" if key == "label" else "ascending") for key in keys]
     table = pa.table(columns, schema=schema).sort_by(order)
     tables = [table.slice(s, rows_a_table) for s in range(0, len(table), rows_a_table)]
@@ -61,7 +62,7 @@ def test_the_pass_over_the_sorted_log_is_its_slow_twin(
         tables,
         schema=schema,
         duplicates=duplicates,
-        events_path=tmp_path / "events.parquet",
+        events_path=tmp_path / "events.arrow",
         users_path=tmp_path / "users.parquet",
     )
     users = pq.read_table(tmp_path / "users.parquet").to_pydict()
@@ -72,7 +73,8 @@ def test_the_pass_over_the_sorted_log_is_its_slow_twin(
         "a new user",
         "u3",
     ]
-    events = pq.read_table(tmp_path / "events.parquet").to_pylist()
+    batches = read_events(tmp_path / "events.arrow")
+    events = [row for batch in batches for row in batch.to_pylist()]
     found = [(ids[e["user_row"]], e["time"], e["item_row"], e["label"]) for e in events]
     assert found == slow_twin(rows, duplicates)
     assert (log.usable, log.kept, log.users) == (400, len(found), len(ids))
@@ -82,9 +84,22 @@ def test_a_rank_of_the_times_is_numpys(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     times = np.concatenate([rng.integers(10**12, size=5000), np.full(3000, 77)])
     table = pa.table({"user_row": np.zeros(8000, np.int32), "time": times})
-    pq.write_table(table, tmp_path / "events.parquet", row_group_size=1000)
+    parts = [table.slice(start, 1000) for start in range(0, 8000, 1000)]
+    write_events(parts, tmp_path / "events.arrow", schema=table.schema)
     for rank in (0, 1, 2999, 3000, 3001, 7777, 7999):
-        assert time_of_rank(tmp_path / "events.parquet", rank) == np.sort(times)[rank]
+        assert time_of_rank(tmp_path / "events.arrow", rank) == np.sort(times)[rank]
+
+
+def test_any_users_events_are_found(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    users = np.sort(rng.integers(40, size=500)).astype(np.int32)
+    table = pa.table({"user_row": users, "time": np.arange(500)})
+    parts = [table.slice(start, 7) for start in range(0, 500, 7)]
+    write_events(parts, tmp_path / "events.arrow", schema=table.schema)
+    for first, last in ((0, 40), (0, 1), (13, 29), (39, 40), (5, 5), (40, 50)):
+        found = read_users_events(tmp_path / "events.arrow", first=first, last=last)
+        inside = (users >= first) & (users < last)
+        assert found["time"].to_pylist() == np.flatnonzero(inside).tolist()
 
 
 def test_a_write_that_fails_leaves_no_file(tmp_path: Path) -> None:
