@@ -36,16 +36,19 @@ def write_events(tables: Iterable["pa.Table"], path: Path, *, schema: "pa.Schema
 
 def read_events(path: Path) -> Iterator["pa.RecordBatch"]:
     """All events in their order, a part of the file after the other."""
-    with _opened(path) as file:
-        for number in range(file.num_record_batches):
-            yield file.get_batch(number)
+    import pyarrow as pa
+
+    with pa.OSFile(str(path)) as file:  # not mapped: pages would count as memory of this process
+        reader = pa.ipc.open_file(file)
+        for number in range(reader.num_record_batches):
+            yield reader.get_batch(number)
 
 
 def read_users_events(path: Path, *, first: int, last: int) -> "pa.Table":
     """The events of the users in rows `first` up to `last`, without `last`."""
     import pyarrow as pa
 
-    with _opened(path) as file:
+    with _mapped(path) as file:
         numbers = range(file.num_record_batches)
         # From the batch before the one that begins with `first`, as it may begin in the middle.
         start = bisect_left(numbers, first, key=lambda number: _first_user(file, number))
@@ -61,15 +64,15 @@ def read_users_events(path: Path, *, first: int, last: int) -> "pa.Table":
 
 def events_schema(path: Path) -> "pa.Schema":
     """Which columns the events have."""
-    with _opened(path) as file:
+    with _mapped(path) as file:
         return file.schema
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator["pa.RecordBatchFileReader"]:
+def _mapped(path: Path) -> Iterator["pa.RecordBatchFileReader"]:
     import pyarrow as pa
 
-    with pa.OSFile(str(path)) as file:  # not mapped: pages would count as memory of this process
+    with pa.memory_map(str(path)) as file:
         yield pa.ipc.open_file(file)
 
 
