@@ -83,12 +83,12 @@ def sampled_gradient(form: str, *, trials: int, num_draws: int) -> tuple[torch.T
     return found, full
 
 
-def test_the_corrected_form_comes_closer_to_the_full_softmax_than_the_plain_one() -> None:
+def test_for_a_rare_item_the_corrected_form_comes_closer_to_the_full_softmax() -> None:
     errors = {}
     for form in ("plain", "corrected"):
         found, full = sampled_gradient(form, trials=20_000, num_draws=8)
         errors[form] = float((found - full).norm() / full.norm())
-    assert errors["corrected"] < 0.5 * errors["plain"]
+    assert errors["corrected"] < 0.2 * errors["plain"]
 
 
 def test_inclusion_probability_of_distinct_draws() -> None:
@@ -137,5 +137,5 @@ def test_a_bad_setting_names_itself() -> None:
         LossConfig(logq=2.0)
     with pytest.raises(ValueError, match="pair_weight and pair_ramp_steps"):
         LossConfig(pair_weight=-1.0)
-    with pytest.raises(ValueError, match="expected widths below model.encoders.width 8"):
+    with pytest.raises(ValueError, match=r"expected widths below model\.encoders\.width 8"):
         LossConfig(matryoshka={8: 1.0}).state(width=8, temperature=0.07)
