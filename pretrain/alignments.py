@@ -103,6 +103,51 @@ def content_content(
     }
 
 
+def pair_losses(
+    left_PD: Tensor,
+    right_GD: Tensor,
+    *,
+    own_P: Tensor,
+    group_G: Tensor | None,
+    kind: Literal["info_nce", "sigmoid"],
+    scale: Tensor,
+    bias: Tensor | None,
+    tile: int,
+) -> Tensor:
+    """Symmetric InfoNCE (CLIP, Radford et al. 2021, fig. 3) or sigmoids (SigLIP, Zhai et al. 2023).
+
+    Args:
+        left_PD: this rank's unit vectors of one view (say, the picture).
+        right_GD: the other view on every rank, each item once.
+        own_P: where this rank's items stand among those of every rank.
+        group_G: items of one group are no negatives of each other; None: all are.
+        kind: which of the two losses.
+        scale: inverse temperature.
+        bias: added to the logits, None for none.
+        tile: as in `tiled_sums`.
+
+    Returns:
+        One loss an item, [P]; of InfoNCE the mean of the two directions.
+    """
+    shift = scale.new_zeros(1) if bias is None else bias
+    sums = tiled_sums(
+        scale * left_PD,
+        right_GD,
+        bias_G=shift.expand(len(right_GD)),
+        exclusions=Exclusions(
+            target_P=own_P, group_P=None if group_G is None else group_G[own_P], group_G=group_G
+        ),
+        kind="logsumexp" if kind == "info_nce" else "softplus",
+        columns=kind == "info_nce",
+        tile=tile,
+    )
+    positive_P = scale * (left_PD * right_GD[own_P]).sum(1) + shift
+    if sums.column_G is None:
+        return sigmoid_losses(positive_P, sums.row_P)
+    there_P = info_nce_losses(positive_P, sums.row_P)
+    return (there_P + info_nce_losses(positive_P, sums.column_G[own_P])) / 2
+
+
 def _two_views(
     left_nD: Tensor,
     right_nD: Tensor,
@@ -115,34 +160,22 @@ def _two_views(
     bias: Tensor | None,
     tile: int,
 ) -> Tensor:
-    """Symmetric InfoNCE (CLIP, Radford et al. 2021, fig. 3) or sigmoids, each item once."""
+    """The loss between two views of the items that have both, each item once."""
     kept_G = distinct.gather(both_n.long()) > 0
     mine_G = distinct.mine_G() & kept_G
     right_GD = distinct.gather(right_nD)[kept_G]
-    left_PD = left_nD[distinct.local_of(mine_G)]
-    own_P = (kept_G.cumsum(0) - 1)[mine_G]
-    groups_G = None if groups_n is None else distinct.gather(groups_n)[kept_G]
-    shift = scale.new_zeros(1) if bias is None else bias
-    sums = tiled_sums(
-        scale * left_PD,
+    losses_P = pair_losses(
+        left_nD[distinct.local_of(mine_G)],
         right_GD,
-        bias_G=shift.expand(len(right_GD)),
-        exclusions=Exclusions(
-            target_P=own_P,
-            group_P=None if groups_G is None else groups_G[own_P],
-            group_G=groups_G,
-        ),
-        kind="logsumexp" if kind == "info_nce" else "softplus",
-        columns=kind == "info_nce",
+        own_P=(kept_G.cumsum(0) - 1)[mine_G],
+        group_G=None if groups_n is None else distinct.gather(groups_n)[kept_G],
+        kind=kind,
+        scale=scale,
+        bias=bias,
         tile=tile,
     )
-    positive_P = scale * (left_PD * right_GD[own_P]).sum(1) + shift
-    if sums.column_G is None:
-        losses_P = sigmoid_losses(positive_P, sums.row_P)
-    else:
-        there_P = info_nce_losses(positive_P, sums.row_P)
-        losses_P = (there_P + info_nce_losses(positive_P, sums.column_G[own_P])) / 2
     # Both views stay in the graph of every rank, whatever it holds.
-    nothing = 0.0 * (left_nD.sum() + right_nD.sum() + scale.sum() + shift.sum())
+    nothing = 0.0 * (left_nD.sum() + right_nD.sum() + scale.sum())
+    nothing = nothing if bias is None else nothing + 0.0 * bias.sum()
     total: Tensor = losses_P.sum() * world_size() / kept_G.sum().clamp(min=1) + nothing
     return total

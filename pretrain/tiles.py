@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.collectives import (
@@ -142,12 +143,8 @@ def _plain_sums(
     if columns:
         counts = gather_counts(len(logits_PG), device=logits_PG.device)
         column_G = gather_rows(logits_PG, counts=counts).logsumexp(0)
-    row_P = logits_PG.logsumexp(1) if kind == "logsumexp" else _softplus(logits_PG).sum(1)
+    row_P = logits_PG.logsumexp(1) if kind == "logsumexp" else F.softplus(logits_PG).sum(1)
     return Sums(row_P=row_P, column_G=column_G, negatives_P=(~excluded_PG.isneginf()).sum(1))
-
-
-def _softplus(logits: Tensor) -> Tensor:
-    return torch.nn.functional.softplus(logits, threshold=100.0)
 
 
 class _TiledSums(torch.autograd.Function):
@@ -176,7 +173,7 @@ class _TiledSums(torch.autograd.Function):
             if kind == "logsumexp":
                 row_P[rows] = torch.logaddexp(row_P[rows], logits_pg.logsumexp(1))
             else:
-                row_P[rows] += _softplus(logits_pg).sum(1)
+                row_P[rows] += F.softplus(logits_pg).sum(1)
         if columns:
             column_G = logsumexp_over_ranks(column_G)
         ctx.save_for_backward(*saved, row_P, column_G)
