@@ -159,14 +159,15 @@ def measure(case: str, *, batch: int, width: int) -> None:
 def difference(*, batch: int, width: int) -> None:
     """Print how far loss and gradients are from the reference, on however many ranks."""
     found = {
-        name: _difference(name, reference, batch=batch, width=width)
+        name: difference_from(name, reference, batch=batch, width=width)
         for name, reference in REFERENCES.items()
     }
     if rank() == 0:
         print(json.dumps({"ranks": world_size(), "cpu_us": 0.0} | found), flush=True)
 
 
-def _difference(name: str, reference: str, *, batch: int, width: int) -> dict[str, float]:
+def difference_from(name: str, reference: str, *, batch: int, width: int) -> dict[str, float]:
+    """Largest difference of the loss and its gradients, and the same over their largest value."""
     inputs = make_inputs(batch, width=width)
     expected = LOSSES[reference](inputs)
     expected_grads = torch.autograd.grad(expected, inputs.leaves())
