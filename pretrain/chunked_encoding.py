@@ -38,6 +38,10 @@ def encode_in_chunks(encoder: ItemEncoder, items: ItemBatch, *, chunk_items: int
     parts = []
     for start, stop in pairwise(bounds):
         part = slice_items(items, min(start, num_items - 1), max(stop, start + 1))
+        # A frozen tower has no graph to save: only its features are kept, and it runs once.
+        for name, tower in encoder.backbones.items():
+            if not any(parameter.requires_grad for parameter in tower.parameters()):
+                part.inputs[name] = {"features": encoder.features(name, part.inputs[name])}
         found = checkpoint(_encode, encoder, part, use_reentrant=False)
         parts.append([tensor[: stop - start] for tensor in found])
     fused_nD, gate_nM, *alone = (torch.cat(tensors) for tensors in zip(*parts, strict=True))

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 BENCH = Path(__file__).parent / "bench"
-SCRIPTS = ("shard_items", "load_items", "triples_bytes", "loss_memory")
-CASES = ("shard_cases", "load_cases", "load_sources", "shop_dataset", "loss_cases")
+SCRIPTS = ("shard_items", "load_items", "triples_bytes", "loss_memory", "dedup_step")
+CASES = ("shard_cases", "load_cases", "load_sources", "shop_dataset", "loss_cases", "dedup_cases")
 
 
 @pytest.fixture(autouse=True)

@@ -91,3 +91,30 @@ def test_batch_statistics_are_refused() -> None:
     encoder.backbones["image"] = nn.Sequential(nn.Linear(7, 7), nn.BatchNorm1d(7))
     with pytest.raises(ValueError, match="batch normalisation"):
         encode_in_chunks(encoder, make_items(), chunk_items=4)
+
+
+class Counting(nn.Module):
+    """A tower that counts the items it has seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.width, self.seen = nn.Linear(7, 7), 7, 0
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        self.seen += len(pixels)
+        out: Tensor = self.linear(pixels)
+        return out
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_frozen_tower_runs_once_and_a_tuned_one_again_in_the_backward(frozen: bool) -> None:
+    items, encoder, tower = make_items(), make_encoder(dropout=0.0), Counting()
+    encoder.backbones["image"] = tower.requires_grad_(not frozen)
+    items.inputs["image"] = {"pixels": items.inputs["image"]["features"]}
+    expected = encoder(items).fused_nD
+    present, tower.seen = tower.seen, 0
+    found = encode_in_chunks(encoder, items, chunk_items=11)
+    gradients(encoder, found)
+    torch.testing.assert_close(found.fused_nD, expected)
+    assert tower.seen == (1 if frozen else 2) * present
+    assert (tower.linear.weight.grad is None) == frozen
