@@ -6,6 +6,7 @@ Letters, used in every file of this package:
     T  targets of a sample         P  (sample, target) pairs on this rank that exist
     n  distinct items on this rank G  candidate items of every rank
     N  items in the catalogue      D  shared width        F  width of one tower's features
+    K  item-item pairs on this rank
 
 The classes are not frozen: Lightning moves a batch to its device by setting fields of a copy.
 """
@@ -50,6 +51,12 @@ class Batch:
 
     states_BT: Tensor
     """Which state of the user encoder predicts the target: how many events precede it strictly."""
+
+    groups_n: Tensor | None = None
+    """Content group of each item of `items.rows_n`; None where equal content is unknown."""
+
+    pairs_K2: Tensor | None = None
+    """Item-item pairs (trigger, target), as positions in `items.rows_n`; None without them."""
 
 
 @dataclass(kw_only=True)

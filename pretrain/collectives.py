@@ -75,3 +75,17 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(value)
     return value
+
+
+def logsumexp_over_ranks(value: Tensor) -> Tensor:
+    """Log-sum-exp of a detached value over the ranks; -inf where every rank has it."""
+    if world_size() == 1:
+        return value
+    values = [torch.empty_like(value) for _ in range(world_size())]
+    dist.all_gather(values, value.contiguous())
+    return torch.stack(values).logsumexp(0)
+
+
+def max_over_ranks(value: int, *, device: torch.device) -> int:
+    """The largest of every rank's number."""
+    return max(gather_counts(value, device=device))

@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from data_prep.behaviour_pairs import ItemPairs, PairConfig, behaviour_pairs
 from data_prep.dataset import Dataset as TriptychDataset
 from data_prep.dataset import open_dataset
 from data_prep.events import EventLog
 from pretrain.batch import Batch, QueryBatch
 from pretrain.collectives import rank, world_size
+from pretrain.content_groups import content_groups
 from pretrain.feature_cache import FeatureCache
 from pretrain.item_loader import ItemLoader, preprocessors_of
 from pretrain.samples import (
     Windows,
     cut_windows,
+    draw_pairs,
     draw_samples,
     global_batch,
     num_steps,
     rank_slice,
+    target_probability,
 )
 from pretrain.towers import TowerConfig
 from pretrain.user_encoder import UserEncoderConfig
@@ -50,6 +56,16 @@ class DataConfig:
     targets_per_sample: int = 8
     """Events of a window that are predicted in one step, drawn anew each epoch."""
 
+    item_pairs: int = 0
+    """Item-item pairs of all ranks together in one step, for `loss.behaviour_weight`."""
+
+    pairs: PairConfig = field(default_factory=PairConfig)
+    """Which items belong together by behaviour."""
+
+    encode: Literal["distinct", "every_reference"] = "distinct"
+    """Whether an item that a batch names several times is read and encoded once, or each time
+    (the same loss at a higher cost: what de-duplication is measured against)."""
+
     seed: int = 0
     """Seed of the order of samples and of the targets drawn."""
 
@@ -66,11 +82,9 @@ class DataConfig:
         for name in ("global_batch_size", "targets_per_sample", "decode_threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name} must be at least 1, got {getattr(self, name)}")
-        if self.valid_queries < 0 or self.cache_mb < 0:
-            raise ValueError(
-                f"data.valid_queries and data.cache_mb must not be negative, got "
-                f"{self.valid_queries} and {self.cache_mb}"
-            )
+        for name in ("valid_queries", "cache_mb", "item_pairs"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"data.{name} must not be negative, got {getattr(self, name)}")
 
 
 class TrainSteps(Dataset[Batch]):
@@ -84,9 +98,12 @@ class TrainSteps(Dataset[Batch]):
         items: ItemLoader,
         config: DataConfig,
         user: UserEncoderConfig,
+        groups: NDArray[np.int64],
+        pairs: ItemPairs | None = None,
     ) -> None:
         self.events, self.windows, self.items = events, windows, items
         self.config, self.user = config, user
+        self.groups, self.pairs = groups, pairs
 
     def __len__(self) -> int:
         return num_steps(len(self.windows), global_batch_size=self.config.global_batch_size)
@@ -113,18 +130,39 @@ class TrainSteps(Dataset[Batch]):
             epoch=epoch,
             step=step,
         )
-        named = np.concatenate([samples.history_BL.ravel(), samples.targets_BT.ravel()])
+        parts = [samples.history_BL, samples.targets_BT]
+        if self.pairs is not None:
+            drawn = draw_pairs(
+                self.pairs, count=config.item_pairs, seed=config.seed, epoch=epoch, step=step
+            )
+            parts.append(drawn[rank_slice(drawn, rank=rank(), num_ranks=world_size())])
+        rows, (history, targets, *pairs) = _positions(parts, encode=config.encode)
+        return Batch(
+            items=self.items.load(rows),
+            history_BL=torch.from_numpy(history),
+            times_BL=torch.from_numpy(samples.times_BL),
+            targets_BT=torch.from_numpy(targets),
+            states_BT=torch.from_numpy(samples.states_BT),
+            groups_n=torch.from_numpy(self.groups[rows]),
+            pairs_K2=torch.from_numpy(pairs[0]) if pairs else None,
+        )
+
+
+def _positions(
+    parts: list[NDArray[np.int64]], *, encode: Literal["distinct", "every_reference"]
+) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
+    """The items to encode, and each matrix of item rows as positions among them; -1 stays."""
+    named = np.concatenate([part.ravel() for part in parts])
+    if encode == "distinct":
         rows, inverse = np.unique(named, return_inverse=True)
         if rows[0] < 0:  # the padding is no item
             rows, inverse = rows[1:], inverse - 1
-        split = samples.history_BL.size
-        return Batch(
-            items=self.items.load(rows),
-            history_BL=torch.from_numpy(inverse[:split].reshape(samples.history_BL.shape)),
-            times_BL=torch.from_numpy(samples.times_BL),
-            targets_BT=torch.from_numpy(inverse[split:].reshape(samples.targets_BT.shape)),
-            states_BT=torch.from_numpy(samples.states_BT),
-        )
+    else:
+        rows = named[named >= 0]
+        inverse = np.where(named >= 0, np.cumsum(named >= 0) - 1, -1)
+    ends = np.cumsum([part.size for part in parts])[:-1]
+    places = np.split(inverse, ends)
+    return rows, [place.reshape(part.shape) for place, part in zip(places, parts, strict=True)]
 
 
 class EpochSteps(Sampler[tuple[int, int]]):
@@ -238,6 +276,28 @@ class PretrainData(pl.LightningDataModule):
         self.valid_chosen = np.sort(rng.choice(after, count, replace=False)) if count else after[:0]
         counts = np.bincount(self.train_events.item_rows, minlength=self.dataset.num_items)
         self.item_probability = torch.from_numpy(counts / max(1, counts.sum())).float()
+        """Shares of training events: an item is warm where it is positive."""
+        self.target_probability = torch.from_numpy(
+            target_probability(
+                self.train_events,
+                self.windows,
+                num_items=self.dataset.num_items,
+                num_targets=self.config.targets_per_sample,
+                order=user.order,
+            )
+        ).float()
+        self.groups = content_groups(self.dataset.items)
+        self.pairs: ItemPairs | None = None
+        self.pair_probability: Tensor | None = None
+        if self.config.item_pairs:
+            self.pairs = behaviour_pairs(self.train_events, self.config.pairs)
+            if not len(self.pairs):
+                raise ValueError(
+                    f"{self.config.dataset_dir}: no two items belong together by data.pairs, "
+                    "widen it or set data.item_pairs to 0"
+                )
+            probability = self.pairs.target_probability(self.dataset.num_items)
+            self.pair_probability = torch.from_numpy(probability).float()
         self.steps_per_epoch = num_steps(
             len(self.windows), global_batch_size=self.config.global_batch_size
         )
@@ -250,6 +310,12 @@ class PretrainData(pl.LightningDataModule):
             self.steps_per_epoch,
             count,
         )
+
+    def move_probabilities(self, device: torch.device) -> None:
+        """Keep what logQ needs where the loss is."""
+        self.target_probability = self.target_probability.to(device)
+        if self.pair_probability is not None:
+            self.pair_probability = self.pair_probability.to(device)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Every epoch's steps; the first epoch's from `start_step` on, after a resume."""
@@ -265,6 +331,8 @@ class PretrainData(pl.LightningDataModule):
             items=self.items,
             config=self.config,
             user=self.user,
+            groups=self.groups,
+            pairs=self.pairs,
         )
         sampler = EpochSteps(len(steps), start=self.start_step)
         return DataLoader(steps, batch_size=None, sampler=sampler)

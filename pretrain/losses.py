@@ -1,8 +1,13 @@
-"""Contrastive losses as pure functions. Letters: see `batch.py`."""
+"""Contrastive losses as pure functions of a positive and its summed negatives.
+
+`tiles.py` sums the negatives of each row, `negatives.py` says which there are. Letters: see
+`batch.py`.
+"""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -17,84 +22,61 @@ def log_inclusion_probability(probability_G: Tensor, *, num_draws: Tensor | floa
     return inclusion_G.clamp(min=1e-12).log().float()
 
 
-def first_occurrences(rows_G: Tensor) -> Tensor:
-    """For each row, the position at which its value occurs first (a repeated item is one item)."""
-    _, inverse_G = torch.unique(rows_G, return_inverse=True)
-    first = torch.full((int(inverse_G.max()) + 1,), len(rows_G), device=rows_G.device)
-    positions_G = torch.arange(len(rows_G), device=rows_G.device)
-    first = first.scatter_reduce(0, inverse_G, positions_G, reduce="amin")
-    return first[inverse_G]
-
-
-def positions_of(values: Tensor, *, rows_G: Tensor) -> Tensor:
-    """First position of each value in `rows_G`, -1 where it does not occur; any shape."""
-    order_G = torch.argsort(rows_G, stable=True)
-    sorted_G = rows_G[order_G]
-    found = torch.searchsorted(sorted_G, values.contiguous()).clamp(max=len(rows_G) - 1)
-    return torch.where(sorted_G[found] == values, order_G[found], -1)
-
-
-def scaled_cosines(left_PD: Tensor, right_GD: Tensor, *, scale: Tensor) -> Tensor:
-    """[P, G] logits in float32 even under autocast: bf16 has 3 digits, a scale of 100 eats 2."""
-    with torch.autocast(left_PD.device.type, enabled=False):
-        logits_PG: Tensor = scale.float() * left_PD.float() @ right_GD.float().T
-    return logits_PG
-
-
-def user_item_losses(
-    query_PD: Tensor,
-    candidate_GD: Tensor,
-    *,
-    target_P: Tensor,
-    excluded_PG: Tensor,
-    log_q_G: Tensor,
-    scale: Tensor,
-) -> Tensor:
-    """InfoNCE of each query against every rank's distinct items (van den Oord et al. 2018, eq. 4).
+def info_nce_losses(positive_P: Tensor, negatives_P: Tensor) -> Tensor:
+    """InfoNCE of each row (van den Oord et al. 2018, eq. 4).
 
     Args:
-        query_PD: unit vectors of users, each at the moment before its target.
-        candidate_GD: unit vectors of the candidates of every rank.
-        target_P: position of each query's item among the candidates.
-        excluded_PG: True where a candidate is no negative of the query (repeated item, the user's
-            own history). It is taken out *before* the softmax: it adds nothing to the denominator.
-        log_q_G: popularity correction subtracted from the logits, zeros for none.
-        scale: inverse temperature.
+        positive_P: logit of the row's own item.
+        negatives_P: log-sum-exp of the logits of its negatives, -inf for none.
 
     Returns:
-        One loss a query, [P].
+        One loss a row, [P]; 0 for a row without negatives.
     """
-    logits_PG = scaled_cosines(query_PD, candidate_GD, scale=scale) - log_q_G
-    target_P1 = target_P[:, None]
-    excluded_PG = excluded_PG.scatter(1, target_P1, False)
-    logits_PG = logits_PG.masked_fill(excluded_PG, float("-inf"))
-    return logits_PG.logsumexp(1) - logits_PG.gather(1, target_P1).squeeze(1)
+    return torch.logaddexp(positive_P, negatives_P) - positive_P
 
 
-def pair_losses(
-    left_PD: Tensor,
-    left_GD: Tensor,
-    *,
-    right_PD: Tensor,
-    right_GD: Tensor,
-    own_P: Tensor,
-    scale: Tensor,
-) -> Tensor:
-    """Symmetric InfoNCE of two views of the same items (CLIP, Radford et al. 2021, fig. 3).
+def corrected_losses(positive_P: Tensor, negatives_P: Tensor) -> Tensor:
+    """Sampled softmax whose positive is not treated as a sample (Khrylchenko et al., RecSys 2025).
+
+    arXiv 2507.09331, section 3.3: -sg(1 - P) log[exp f(u, p) / Σ exp(f(u, d) - log Q'(d))] over
+    the negatives d alone, with P = exp f(u, p) / (exp f(u, p) + mean of exp(f - log Q')). The
+    positive is always there, so its logit is not corrected and it is no term of the sum. For
+    n draws with repetition Q'(d) = Q(d) / (1 - Q(p)) and the mean divides by n; our negatives are
+    distinct, and the probability that d is among them (that of the n other draws) stands for nQ':
+    both sums are then one, an unbiased estimate of Σ exp f over all items but the positive.
 
     Args:
-        left_PD: this rank's unit vectors of one view (say, the picture).
-        left_GD: that view on every rank, each item once.
-        right_PD: this rank's unit vectors of the other view, same items.
-        right_GD: the other view on every rank.
-        own_P: where this rank's items stand in the gathered ones.
-        scale: inverse temperature.
+        positive_P: logit of the row's own item, not corrected.
+        negatives_P: log-sum-exp of the corrected logits of its negatives, -inf for none.
 
     Returns:
-        One loss an item, [P]: the mean of the two directions.
+        One loss a row, [P]; 0 for a row without negatives.
     """
-    left_PG = scaled_cosines(left_PD, right_GD, scale=scale)
-    right_PG = scaled_cosines(right_PD, left_GD, scale=scale)
-    forward_P = torch.nn.functional.cross_entropy(left_PG, own_P, reduction="none")
-    backward_P = torch.nn.functional.cross_entropy(right_PG, own_P, reduction="none")
-    return (forward_P + backward_P) / 2
+    some_P = ~negatives_P.isneginf()
+    margin_P = torch.where(some_P, negatives_P, positive_P) - positive_P
+    return torch.where(some_P, margin_P.sigmoid().detach() * margin_P, 0.0)
+
+
+def sigmoid_losses(positive_P: Tensor, negatives_P: Tensor) -> Tensor:
+    """Every pair is a binary question of its own (SigLIP, Zhai et al. 2023, eq. 1).
+
+    Args:
+        positive_P: logit of the row's own pair, bias included.
+        negatives_P: sum of softplus of the logits of its other pairs.
+    """
+    return F.softplus(-positive_P) + negatives_P
+
+
+def prefix(vectors_nD: Tensor, width: int) -> Tensor:
+    """The first `width` numbers of unit vectors, of unit length again.
+
+    Matryoshka representations (Kusupati et al., NeurIPS 2022, section 3).
+    """
+    if width == vectors_nD.shape[-1]:
+        return vectors_nD
+    return F.normalize(vectors_nD[..., :width], dim=-1)
+
+
+def ramped(weight: float, *, ramp_steps: int, step: int) -> float:
+    """A weight that rises linearly from 0 and is reached after `ramp_steps`; 0: constant."""
+    return weight * min(1.0, (step + 1) / ramp_steps) if ramp_steps else weight

@@ -21,8 +21,10 @@ from pretrain.export import BACKBONES_FILE, RUN_FILE, describe_run
 from pretrain.feature_cache import saved_architectures
 from pretrain.item_encoder import Adapter
 from pretrain.item_loader import ItemLoader, vector_widths_of
+from pretrain.loss_state import LossState
 from pretrain.metrics import ndcg_at_k, recall_at_k, target_ranks
 from pretrain.model import ModelConfig, TwoSpaceModel
+from pretrain.negatives import warn_few_negatives
 from pretrain.objective import LossConfig, objective
 from pretrain.optim import OptimConfig, build_optimizer, warmup_cosine
 from pretrain.towers import Backbone, build_backbone
@@ -54,7 +56,7 @@ class PretrainModule(pl.LightningModule):
         super().__init__()
         self.encoders, self.loss_config, self.optim_config = encoders, loss, optim
         self.model: TwoSpaceModel | None = None
-        self.item_probability_N: Tensor | None = None
+        self.loss_state: LossState | None = None
 
     @property
     def data(self) -> PretrainData:
@@ -84,7 +86,14 @@ class PretrainModule(pl.LightningModule):
         )
         rows = np.linspace(0, num_items - 1, min(num_items, CALIBRATION_ITEMS)).astype(np.int64)
         self.model.item_encoder.calibrate(self.data.items.load(rows))
-        self.item_probability_N = self.data.item_probability
+        if (self.loss_config.behaviour_weight > 0) != (self.data.config.item_pairs > 0):
+            raise ValueError(
+                f"loss.behaviour_weight is {self.loss_config.behaviour_weight} and data.item_pairs "
+                f"{self.data.config.item_pairs}; set both, or neither"
+            )
+        self.loss_state = self.loss_config.state(
+            width=self.encoders.width, temperature=self.encoders.temperature
+        )
         self._architectures = {name: one.architecture() for name, one in backbones.items()}
 
     def on_fit_start(self) -> None:
@@ -112,20 +121,24 @@ class PretrainModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One global batch."""
         assert self.model is not None
-        assert self.item_probability_N is not None
-        self.item_probability_N = self.item_probability_N.to(self.device)
-        step = self.current_epoch * self.data.steps_per_epoch + batch_idx
+        data = self.data
+        data.move_probabilities(self.device)
+        step = self.current_epoch * data.steps_per_epoch + batch_idx
         with self.autocast():
             result = objective(
                 self.model,
                 batch,
                 config=self.loss_config,
-                item_probability_N=self.item_probability_N,
+                item_probability_N=data.target_probability,
                 step=step,
+                state=self.loss_state,
+                pair_probability_N=data.pair_probability,
             )
         self.log("train/loss", result.loss, prog_bar=True, batch_size=1)
         for name, value in result.report.items():
             self.log(f"train/{name}", value.float(), batch_size=1)
+        if batch_idx % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            warn_few_negatives(result.report, floor=self.loss_config.floor)
         return result.loss
 
     def autocast(self) -> torch.autocast:

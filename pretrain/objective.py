@@ -8,43 +8,79 @@ one rank on the same global batch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from pretrain.alignments import content_content, item_item, user_item
 from pretrain.batch import Batch
-from pretrain.collectives import gather_counts, gather_rows, rank, sum_over_ranks, world_size
-from pretrain.item_encoder import ItemVectors
-from pretrain.losses import (
-    first_occurrences,
-    log_inclusion_probability,
-    pair_losses,
-    positions_of,
-    user_item_losses,
-)
+from pretrain.chunked_encoding import encode_in_chunks
+from pretrain.loss_state import LossState
+from pretrain.losses import ramped
 from pretrain.model import TwoSpaceModel
+from pretrain.negatives import NegativesConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """Weights of the terms and how popularity is treated."""
+class LossConfig(NegativesConfig):
+    """Weights of the three alignments, and what each positive is told apart from."""
 
     user_item_weight: float = 1.0
     """Weight of user→item InfoNCE."""
 
-    pair_weight: float = 0.1
-    """Weight of picture-text InfoNCE; it has no effect unless both towers exist."""
+    user_item_ramp_steps: int = 0
+    """Steps over which that weight rises from 0; 0: constant."""
 
-    logq: float = 1.0
-    """Strength of the popularity correction: with 1 the score learns how likely a choice is,
-    popularity included; with 0, how much likelier than the item's popularity says."""
+    behaviour_weight: float = 0.0
+    """Weight of item-item InfoNCE over the pairs of `data.item_pairs`."""
+
+    behaviour_ramp_steps: int = 0
+    """Steps over which that weight rises from 0; 0: constant."""
+
+    pair_weight: float = 0.1
+    """Weight of content-content pairs (picture-text), shared by all pairs of two modalities."""
+
+    pair_ramp_steps: int = 0
+    """Steps over which that weight rises from 0; 0: constant."""
+
+    pair_loss: Literal["info_nce", "sigmoid"] = "info_nce"
+    """Content-content as one softmax each way (CLIP) or as independent sigmoids (SigLIP)."""
+
+    encode_chunk: int = 0
+    """Items encoded at a time, their activations made again in the backward (GradCache); 0: all
+    at once."""
 
     def __post_init__(self) -> None:
-        if self.user_item_weight < 0 or self.pair_weight < 0 or not 0 <= self.logq <= 1:
+        super().__post_init__()
+        for name in ("user_item", "behaviour", "pair"):
+            weight, steps = getattr(self, f"{name}_weight"), getattr(self, f"{name}_ramp_steps")
+            if weight < 0 or steps < 0:
+                raise ValueError(
+                    f"loss: {name}_weight and {name}_ramp_steps must not be negative, got {weight} "
+                    f"and {steps}"
+                )
+        if self.encode_chunk < 0:
+            raise ValueError(f"loss.encode_chunk must not be negative, got {self.encode_chunk}")
+
+    def state(self, *, width: int, temperature: float) -> LossState:
+        """What these losses learn or remember beside a model of this width.
+
+        Raises:
+            ValueError: a prefix is no prefix of that width.
+        """
+        if any(prefix >= width for prefix in self.matryoshka):
             raise ValueError(
-                "loss: weights must not be negative and logq in [0, 1], got "
-                f"{self.user_item_weight}, {self.pair_weight}, {self.logq}"
+                f"loss.matryoshka: found {sorted(self.matryoshka)}, expected widths below "
+                f"model.encoders.width {width}"
             )
+        return LossState(
+            width=width,
+            temperature=temperature,
+            behaviour=self.behaviour_weight > 0,
+            sigmoid=self.pair_loss == "sigmoid" and self.pair_weight > 0,
+            queue_size=self.queue_size,
+        )
 
 
 @dataclass(frozen=True)
@@ -64,101 +100,84 @@ def hidden_ids(rows_n: Tensor, *, step: int, share: float) -> Tensor:
 
 
 def objective(
-    model: TwoSpaceModel, batch: Batch, *, config: LossConfig, item_probability_N: Tensor, step: int
+    model: TwoSpaceModel,
+    batch: Batch,
+    *,
+    config: LossConfig,
+    item_probability_N: Tensor,
+    step: int,
+    state: LossState | None = None,
+    pair_probability_N: Tensor | None = None,
 ) -> Objective:
-    """The weighted sum of the losses of one global batch."""
+    """The weighted sum of the losses of one global batch.
+
+    Args:
+        model: both encoders.
+        batch: this rank's part.
+        config: weights and negatives.
+        item_probability_N: how likely a target that the loader draws is each item.
+        step: number of the global batch, for schedules and hidden ids.
+        state: of `config.state`; None where it needs nothing.
+        pair_probability_N: the same for the targets of item-item pairs.
+    """
     rows_n = batch.items.rows_n
-    vectors = model.item_encoder(batch.items)
+    if config.encode_chunk:
+        vectors = encode_in_chunks(model.item_encoder, batch.items, chunk_items=config.encode_chunk)
+    else:
+        vectors = model.item_encoder(batch.items)
     hidden_n = hidden_ids(rows_n, step=step, share=model.config.id_dropout)
     item_nD, event_nD = model.encode_items(vectors, rows_n, hidden_n=hidden_n)
     states_BSD = model.encode_histories(
         event_nD, history_BL=batch.history_BL, times_BL=batch.times_BL
     )
-    exists_BT = batch.targets_BT >= 0
-    query_BTD = states_BSD.gather(
-        1, batch.states_BT[..., None].expand(-1, -1, states_BSD.shape[-1])
-    )
-    # The candidates: distinct targets of this rank, then of every rank.
-    chosen_c = torch.unique(batch.targets_BT[exists_BT])
-    counts = gather_counts(len(chosen_c), device=rows_n.device)
-    rows_G = gather_rows(rows_n[chosen_c], counts=counts)
-    repeated_G = first_occurrences(rows_G) != torch.arange(len(rows_G), device=rows_n.device)
-    ours = slice(sum(counts[: rank()]), sum(counts[: rank() + 1]))
-
-    num_targets = sum_over_ranks(exists_BT.sum())
-    log_q_G = config.logq * log_inclusion_probability(
-        item_probability_N[rows_G], num_draws=num_targets
-    )
-    target_BT = positions_of(rows_n[batch.targets_BT.clamp(min=0)], rows_G=rows_G)
-    own_BG = _own_items(batch, rows_G=rows_G)
-    sample_P = exists_BT.nonzero()[:, 0]
-    excluded_PG = own_BG[sample_P] | repeated_G
-    losses_P = user_item_losses(
-        query_BTD[exists_BT],
-        gather_rows(item_nD[chosen_c], counts=counts),
-        target_P=target_BT[exists_BT],
-        excluded_PG=excluded_PG,
-        log_q_G=log_q_G,
+    aligned = user_item(
+        states_BSD,
+        item_nD,
+        batch,
+        probability_N=item_probability_N,
         scale=model.temperature(),
+        config=config,
+        queue=None if state is None else state.queue,
     )
-    user_item = losses_P.sum() * world_size() / num_targets
-    loss = config.user_item_weight * user_item
+    weight = ramped(config.user_item_weight, ramp_steps=config.user_item_ramp_steps, step=step)
+    loss = weight * aligned.loss
     report = {
-        "user_item_loss": user_item,
-        "negatives": (~excluded_PG).sum(1).double().mean(),
+        "user_item_loss": aligned.loss,
+        "user_item_weight": torch.tensor(weight),
+        "negatives": aligned.negatives,
         "scale": model.temperature(),
     }
-    if {"image", "text"} <= set(vectors.modality_nD) and config.pair_weight:
-        pair = _picture_text(
-            model, vectors, batch, chosen_c=chosen_c, counts=counts, ours=ours, kept_G=~repeated_G
+    if batch.pairs_K2 is not None and state is not None and state.behaviour_temperature is not None:
+        assert pair_probability_N is not None
+        scale = state.behaviour_temperature()
+        related = item_item(
+            item_nD, batch, probability_N=pair_probability_N, scale=scale, config=config
         )
-        loss = loss + config.pair_weight * pair
-        report["picture_text_loss"] = pair
+        weight = ramped(config.behaviour_weight, ramp_steps=config.behaviour_ramp_steps, step=step)
+        loss = loss + weight * related.loss
+        report |= {
+            "item_item_loss": related.loss,
+            "item_item_weight": torch.tensor(weight),
+            "item_item_negatives": related.negatives,
+            "item_item_scale": scale,
+        }
+    if len(vectors.modality_nD) > 1 and config.pair_weight:
+        scale = model.pair_temperature()
+        sigmoid_bias = None if state is None else state.sigmoid_bias
+        pairs = content_content(
+            vectors,
+            batch,
+            kind=config.pair_loss,
+            scale=scale,
+            bias=None if sigmoid_bias is None else sigmoid_bias(),
+            config=config,
+        )
+        weight = ramped(config.pair_weight, ramp_steps=config.pair_ramp_steps, step=step)
+        loss = loss + weight * torch.stack(list(pairs.values())).mean()
+        report |= pairs
+        report |= {"content_weight": torch.tensor(weight), "content_scale": scale}
     present_n = torch.stack([batch.items.presence[m] for m in model.item_encoder.modalities], 1)
     for number, name in enumerate(model.item_encoder.modalities):
         gate_n = vectors.gate_nM[:, number][present_n[:, number]]
         report[f"gate_{name}"] = gate_n.mean() if len(gate_n) else gate_n.sum()
     return Objective(loss, {name: value.detach() for name, value in report.items()})
-
-
-def _own_items(batch: Batch, *, rows_G: Tensor) -> Tensor:
-    """[B, G]: does a candidate belong to the sample's own window? It is no negative then."""
-    named = torch.cat([batch.history_BL, batch.targets_BT], dim=1)
-    rows = batch.items.rows_n[named.clamp(min=0)]
-    places = torch.where(named >= 0, positions_of(rows, rows_G=rows_G), -1)
-    own_BG = torch.zeros(len(named), len(rows_G) + 1, dtype=torch.bool, device=rows_G.device)
-    own_BG.scatter_(1, torch.where(places < 0, len(rows_G), places), True)
-    return own_BG[:, :-1]
-
-
-def _picture_text(
-    model: TwoSpaceModel,
-    vectors: ItemVectors,
-    batch: Batch,
-    *,
-    chosen_c: Tensor,
-    counts: list[int],
-    ours: slice,
-    kept_G: Tensor,
-) -> Tensor:
-    """InfoNCE between the two views of the candidates that have both, each item once."""
-    presence = batch.items.presence
-    both_G = gather_rows((presence["image"] & presence["text"])[chosen_c].long(), counts=counts) > 0
-    kept_G = kept_G & both_G
-    image_c, text_c = (vectors.modality_nD[name][chosen_c] for name in ("image", "text"))
-    image_GD, text_GD = (gather_rows(view, counts=counts)[kept_G] for view in (image_c, text_c))
-    own_P = (kept_G.long().cumsum(0) - 1)[ours][kept_G[ours]]
-    total = kept_G.sum()
-    if total == 0:  # the same on every rank; both views stay in the graph
-        nothing: Tensor = 0.0 * (image_c.sum() + text_c.sum() + model.pair_temperature().sum())
-        return nothing
-    losses_P = pair_losses(
-        image_c[kept_G[ours]],
-        image_GD,
-        right_PD=text_c[kept_G[ours]],
-        right_GD=text_GD,
-        own_P=own_P,
-        scale=model.pair_temperature(),
-    )
-    mean: Tensor = losses_P.sum() * world_size() / total
-    return mean

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.behaviour_pairs import ItemPairs
 from data_prep.events import EventLog
 
 Int64 = NDArray[np.int64]
@@ -82,10 +83,53 @@ def num_steps(num_samples: int, *, global_batch_size: int) -> int:
     return max(1, num_samples // global_batch_size)
 
 
+def draw_pairs(pairs: ItemPairs, *, count: int, seed: int, epoch: int, step: int) -> Int64:
+    """[count, 2] item rows (trigger, target) of one global batch, drawn by weight."""
+    noise = np.random.default_rng([seed, epoch, 3, step]).random(count)
+    chosen = np.searchsorted(np.cumsum(pairs.weights), noise * pairs.weights.sum(), side="right")
+    chosen = np.minimum(chosen, len(pairs) - 1)
+    return np.stack([pairs.triggers[chosen], pairs.targets[chosen]], axis=1)
+
+
 def rank_slice(batch: Int64, *, rank: int, num_ranks: int) -> slice:
     """This rank's part of a global batch: contiguous, sizes differ by at most one."""
     bounds = np.linspace(0, len(batch), num_ranks + 1).astype(int)
     return slice(int(bounds[rank]), int(bounds[rank + 1]))
+
+
+def _budget(sizes: Int64, *, num_targets: int, order: Literal["time", "set"]) -> Int64:
+    """Targets that a window of so many events gives at most."""
+    return np.minimum(num_targets, sizes // 2 if order == "set" else sizes)
+
+
+def target_probability(
+    log: EventLog,
+    windows: Windows,
+    *,
+    num_items: int,
+    num_targets: int,
+    order: Literal["time", "set"],
+) -> NDArray[np.float64]:
+    """[N] how likely each item is to be a target that `draw_samples` draws.
+
+    Computed, not counted while training: every window comes once an epoch and draws its targets
+    without preference, so that an event is one with probability min(1, budget / candidates) of its
+    window. It is exact from step 0, the same on every rank and after a resume, and differs from
+    the items' shares of events wherever windows hold more events than are drawn.
+    """
+    candidates = windows.ends - windows.first_targets
+    budget = _budget(windows.ends - windows.starts, num_targets=num_targets, order=order)
+    share = np.minimum(1.0, budget / np.maximum(candidates, 1))
+    # Windows never share an event that may be a target: +share where they start, -share after.
+    change = np.zeros(len(log) + 1)
+    np.add.at(change, windows.first_targets, share)
+    np.subtract.at(change, windows.ends, share)
+    weight = np.cumsum(change)[:-1]
+    drawn = np.bincount(log.item_rows, weights=weight, minlength=num_items).astype(np.float64)
+    # A sum of differences: what should be zero is a rounding error.
+    drawn[drawn < 1e-6] = 0.0
+    probability: NDArray[np.float64] = drawn / max(float(drawn.sum()), 1e-12)
+    return probability
 
 
 @dataclass(frozen=True)
@@ -130,7 +174,7 @@ def draw_samples(
     times = np.where(inside, log.times[positions], 0)
     allowed = inside & (positions >= firsts[:, None])
     sizes = (ends - starts)[:, None]
-    budget = np.minimum(num_targets, sizes // 2) if order == "set" else num_targets
+    budget = _budget(sizes, num_targets=num_targets, order=order)
     rank_of = np.argsort(np.argsort(np.where(allowed, noise, 2.0), axis=1), axis=1)
     chosen = allowed & (rank_of < budget)
     # The chosen ones first, each row in window order; then cut to num_targets columns.

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 BENCH = Path(__file__).parent / "bench"
-SCRIPTS = ("shard_items", "load_items", "triples_bytes")
-CASES = ("shard_cases", "load_cases", "load_sources", "shop_dataset")
+SCRIPTS = ("shard_items", "load_items", "triples_bytes", "loss_memory", "dedup_step")
+CASES = ("shard_cases", "load_cases", "load_sources", "shop_dataset", "loss_cases", "dedup_cases")
 
 
 @pytest.fixture(autouse=True)
@@ -98,3 +98,11 @@ def test_the_bytes_of_triples_are_those_of_the_members_they_hold(
         for _, members in triples.first(len(triples))
     ]
     assert triples.sample_bytes().tolist() == in_tar
+
+
+def test_the_losses_of_the_benchmark_are_their_references() -> None:
+    loss_cases = importlib.import_module("loss_cases")
+    for name, reference in loss_cases.REFERENCES.items():
+        apart = loss_cases.difference_from(name, reference, batch=96, width=16)
+        assert apart["max_abs"] < 1e-5, name
+        assert apart["max_relative"] < 1e-4, name

@@ -78,18 +78,31 @@ def test_ddp_and_zero_learn_the_same(runs: Path) -> None:
     )
 
 
-def test_a_signal_in_one_rank_stops_both_and_is_told_from_a_finished_run(runs: Path) -> None:
-    assert (runs / "life_0").read_text() == "True"
-    assert (runs / "life_1").read_text() == "True"
+@pytest.mark.parametrize("name", ["zero2", "everything"])
+def test_a_signal_in_one_rank_stops_both_and_is_told_from_a_finished_run(
+    runs: Path, name: str
+) -> None:
+    assert (runs / f"{name}_resumed_0").read_text() == "True"
+    assert (runs / f"{name}_resumed_1").read_text() == "True"
 
 
-def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(runs: Path) -> None:
-    whole = read_weights(runs / "zero2" / "checkpoints" / "last.ckpt")
-    last = sorted((runs / "zero2_resumed" / "checkpoints").glob("last*.ckpt"))[-1]
+@pytest.mark.parametrize("name", ["zero2", "everything"])
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(runs: Path, name: str) -> None:
+    """With everything on, the queue of past vectors is a part of what is resumed."""
+    whole = read_weights(runs / name / "checkpoints" / "last.ckpt")
+    last = sorted((runs / f"{name}_resumed" / "checkpoints").glob("last*.ckpt"))[-1]
     resumed = read_weights(last)
     assert whole.keys() == resumed.keys()
-    for name, tensor in whole.items():
-        np.testing.assert_allclose(resumed[name], tensor, rtol=1e-4, atol=1e-6, err_msg=name)
+    for key, tensor in whole.items():
+        np.testing.assert_allclose(resumed[key], tensor, rtol=1e-4, atol=1e-6, err_msg=key)
+
+
+def test_zero3_learns_the_same_with_everything_on(runs: Path) -> None:
+    np.testing.assert_allclose(
+        column(runs / "everything_3", "train/loss"),
+        column(runs / "everything", "train/loss"),
+        rtol=2e-3,
+    )
 
 
 def test_a_release_loads_without_lightning_and_gives_the_vectors_of_training(

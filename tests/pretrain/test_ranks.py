@@ -13,6 +13,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 pytestmark = pytest.mark.ranks
+RUNS = {
+    "ddp": "default",
+    "zero2": "default",
+    "ddp-everything": "everything_plain",
+    "zero2-everything": "everything_plain",
+    "ddp-sigmoid": "sigmoid_plain",
+}
+"""On two ranks → the case of one rank that must give the same."""
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 
 
@@ -31,47 +39,57 @@ def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str
     out = tmp_path_factory.mktemp("two_ranks")
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     subprocess.run(
-        [sys.executable, *command, str(SCRIPT), str(out), "ddp", "zero2"],
+        [sys.executable, *command, str(SCRIPT), str(out), *RUNS],
         check=True,
         timeout=300,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    return {name: load_file(out / f"{name}.safetensors") for name in ("ddp", "zero2")}
+    return {name: load_file(out / f"{name}.safetensors") for name in RUNS}
 
 
 @pytest.fixture(scope="module")
-def on_one_rank(two_ranks: ModuleType) -> dict[str, Tensor]:
-    return two_ranks.plain()
+def on_one_rank(two_ranks: ModuleType) -> dict[str, dict[str, Tensor]]:
+    return {case: two_ranks.plain(case) for case in two_ranks.CASES}
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "zero2"])
-def test_two_ranks_give_the_loss_of_one(
-    strategy: str, on_two_ranks: dict[str, dict[str, Tensor]], on_one_rank: dict[str, Tensor]
+@pytest.mark.parametrize("run", RUNS)
+def test_two_ranks_give_the_loss_gradients_and_queue_of_one(
+    run: str,
+    on_two_ranks: dict[str, dict[str, Tensor]],
+    on_one_rank: dict[str, dict[str, Tensor]],
 ) -> None:
-    torch.testing.assert_close(
-        on_two_ranks[strategy]["loss"], on_one_rank["loss"], rtol=1e-5, atol=1e-6
-    )
-
-
-@pytest.mark.parametrize("strategy", ["ddp", "zero2"])
-def test_two_ranks_give_the_gradients_of_one(
-    strategy: str, on_two_ranks: dict[str, dict[str, Tensor]], on_one_rank: dict[str, Tensor]
-) -> None:
-    found = on_two_ranks[strategy]
-    names = [name for name in on_one_rank if name != "loss"]
-    assert set(names) <= set(found)
-    for name in names:
+    found, expected = on_two_ranks[run], on_one_rank[RUNS[run]]
+    assert set(expected) <= set(found)
+    for name, tensor in expected.items():
         torch.testing.assert_close(
-            found[name].reshape(on_one_rank[name].shape), on_one_rank[name],
-            rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{strategy} {name}: {text}",
+            found[name].reshape(tensor.shape), tensor,
+            rtol=1e-5 if name == "loss" else 1e-4, atol=1e-6,
+            msg=lambda text, name=name: f"{run} {name}: {text}",
         )  # fmt: skip
 
 
-def test_the_batch_is_hard_enough(two_ranks: ModuleType, on_one_rank: dict[str, Tensor]) -> None:
+@pytest.mark.parametrize("case", ["everything", "sigmoid"])
+def test_tiles_and_chunks_change_nothing_on_one_rank(
+    case: str, on_one_rank: dict[str, dict[str, Tensor]]
+) -> None:
+    found, expected = on_one_rank[case], on_one_rank[f"{case}_plain"]
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_the_batch_is_hard_enough(
+    two_ranks: ModuleType, on_one_rank: dict[str, dict[str, Tensor]]
+) -> None:
     """Repeated items, own histories, absent modalities and both losses take part."""
     batch = two_ranks.make_batch(two_ranks.make_log())
     targets = batch.targets_BT[batch.targets_BT >= 0]
     assert len(targets) > len(targets.unique())
     assert not all(bool(present.all()) for present in batch.items.presence.values())
-    assert on_one_rank["model.pair_temperature.log_scale"].abs() > 0
-    assert on_one_rank["model.user_encoder.start_D"].abs().sum() > 0
+    grads = on_one_rank["everything"]
+    for name in ("model.pair_temperature", "state.behaviour_temperature"):
+        assert grads[f"{name}.log_scale"].abs() > 0
+    assert grads["model.user_encoder.start_D"].abs().sum() > 0
+    assert on_one_rank["sigmoid"]["state.sigmoid_bias.bias"].abs() > 0
+    # The queue took this step's items in, dropped the oldest and kept one of the step before.
+    assert sorted(grads["queue.age_Q"].unique().tolist())[0] > 0

@@ -1,10 +1,22 @@
 """Windows, orders and draws are pure, complete and see no future."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from data_prep.behaviour_pairs import ItemPairs
 from data_prep.events import EventLog
-from pretrain.samples import Samples, cut_windows, draw_samples, global_batch, num_steps, rank_slice
+from pretrain.samples import (
+    Samples,
+    cut_windows,
+    draw_pairs,
+    draw_samples,
+    global_batch,
+    num_steps,
+    rank_slice,
+    target_probability,
+)
 
 LENGTH = 6
 
@@ -97,3 +109,30 @@ def test_an_epoch_shows_each_sample_once_and_the_next_in_another_order() -> None
 def test_a_world_smaller_than_a_batch_gives_one_step() -> None:
     assert num_steps(3, global_batch_size=8) == 1
     assert len(global_batch(3, seed=0, epoch=0, step=0, global_batch_size=8)) == 3
+
+
+@pytest.mark.parametrize("order", ["time", "set"])
+def test_target_probability_is_the_share_of_what_is_drawn(log: EventLog, order: str) -> None:
+    windows = cut_windows(log, length=LENGTH, order=order)
+    rows = np.arange(len(log)) % 9
+    log = dataclasses.replace(log, item_rows=rows.astype(np.uint32))
+    expected = target_probability(log, windows, num_items=10, num_targets=2, order=order)
+    drawn = np.zeros(10)
+    for epoch in range(600):
+        targets = draw_samples(
+            log, windows, batch=np.arange(len(windows)), part=slice(None), length=LENGTH,
+            num_targets=2, order=order, seed=0, epoch=epoch, step=0,
+        ).targets_BT  # fmt: skip
+        drawn += np.bincount(targets[targets >= 0], minlength=10)
+    assert expected[9] == 0
+    np.testing.assert_allclose(drawn / drawn.sum(), expected, atol=0.012)
+    shares = np.bincount(rows, minlength=10) / len(log)
+    assert np.abs(expected - shares).max() > 0.015  # it is not the share of events
+
+
+def test_pairs_are_drawn_by_weight_and_step() -> None:
+    pairs = ItemPairs(np.array([1, 2, 3]), np.array([4, 5, 6]), np.array([1.0, 0.0, 3.0]))
+    drawn = draw_pairs(pairs, count=8000, seed=0, epoch=1, step=2)
+    assert set(map(tuple, drawn.tolist())) == {(1, 4), (3, 6)}
+    assert (drawn[:, 0] == 3).mean() == pytest.approx(0.75, abs=0.02)
+    assert not np.array_equal(drawn, draw_pairs(pairs, count=8000, seed=0, epoch=1, step=3))

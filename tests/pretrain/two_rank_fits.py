@@ -24,6 +24,14 @@ SMALL = """
 """.split()
 
 
+EVERYTHING = """
+--model.loss.queue_size 200 --model.loss.matryoshka {"16":0.5}
+--model.loss.behaviour_weight 0.2 --data.config.item_pairs 20 --model.loss.logq_form corrected
+--model.loss.pair_loss sigmoid --model.loss.encode_chunk 30 --model.loss.tile 64
+""".split()
+"""Every part of the losses that is off by default."""
+
+
 class KeepVectors(pl.Callback):
     """Leaves the catalogue as the last validation saw it."""
 
@@ -59,14 +67,14 @@ if __name__ == "__main__":
     one_epoch = ("--trainer.max_epochs", "1")
     zero = {stage: ("--config", f"configs/zero{stage}.yaml") for stage in (1, 2, 3)}
     fit(out / "zero2", *zero[2], dataset_dir=dataset_dir)
-    for life in range(2):  # the second life finds what the first left
-        fit(
-            out / "zero2_resumed", *zero[2], dataset_dir=dataset_dir,
-            stop_at=None if life else 2,
-        )  # fmt: skip
-        if dist.get_rank() == 0:
-            ended = "REQUEUE" if life == 0 else "DONE"
-            (out / f"life_{life}").write_text(str((out / "zero2_resumed" / ended).exists()))
+    for name, words in ("zero2_resumed", ()), ("everything_resumed", EVERYTHING):
+        for life in range(2):  # the second life finds what the first left
+            fit(out / name, *zero[2], *words, dataset_dir=dataset_dir, stop_at=None if life else 2)
+            if dist.get_rank() == 0:
+                ended = "REQUEUE" if life == 0 else "DONE"
+                (out / f"{name}_{life}").write_text(str((out / name / ended).exists()))
+    fit(out / "everything", *zero[2], *EVERYTHING, dataset_dir=dataset_dir)
+    fit(out / "everything_3", *zero[3], *EVERYTHING, dataset_dir=dataset_dir)
     fit(out / "zero1", *zero[1], *one_epoch, dataset_dir=dataset_dir)
     accumulate = ("--trainer.accumulate_grad_batches", "2", "--trainer.precision", "bf16-mixed")
     fit(out / "zero3_bf16", *zero[3], *one_epoch, *accumulate, dataset_dir=dataset_dir)

@@ -1,10 +1,12 @@
 """Loss and gradients of one global batch on however many ranks; run by `test_ranks.py`.
 
-    torchrun --nproc_per_node 2 tests/pretrain/two_ranks.py OUT_DIR ddp zero2
+    torchrun --nproc_per_node 2 tests/pretrain/two_ranks.py OUT_DIR ddp zero2 ddp-everything
 
-Writes OUT_DIR/<strategy>.safetensors from rank 0: the loss and every gradient.
+Writes OUT_DIR/<strategy>[-<case>].safetensors from rank 0: the loss, every gradient and, where
+there is one, the queue after the step.
 """
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -28,6 +30,25 @@ from pretrain.user_encoder import UserEncoderConfig
 
 NUM_ITEMS, NUM_USERS, LENGTH = 12, 9, 6
 WIDTHS = {"image": 7, "text": 5}
+NUM_PAIRS = 7
+EVERYTHING = LossConfig(
+    pair_weight=0.5,
+    behaviour_weight=0.3,
+    behaviour_ramp_steps=8,
+    logq_form="corrected",
+    matryoshka={2: 0.5, 5: 0.25},
+    queue_size=5,
+    encode_chunk=3,
+    tile=4,
+)
+CASES = {
+    "default": LossConfig(pair_weight=0.5),
+    "everything": EVERYTHING,
+    # The plain twin: all logits at once, all items encoded at once.
+    "everything_plain": dataclasses.replace(EVERYTHING, tile=0, encode_chunk=0),
+    "sigmoid": LossConfig(pair_weight=0.5, pair_loss="sigmoid", tile=4),
+    "sigmoid_plain": LossConfig(pair_weight=0.5, pair_loss="sigmoid", tile=0),
+}
 
 
 def make_model() -> TwoSpaceModel:
@@ -65,7 +86,11 @@ def make_batch(log: EventLog) -> Batch:
         part=rank_slice(everything, rank=rank(), num_ranks=world_size()),
         length=LENGTH, num_targets=3, order="time", seed=0, epoch=0, step=0,
     )  # fmt: skip
-    named = np.concatenate([samples.history_BL.ravel(), samples.targets_BT.ravel()])
+    pairs = np.random.default_rng(4).integers(0, NUM_ITEMS - 1, (NUM_PAIRS, 2))
+    pairs[:, 1] += pairs[:, 1] >= pairs[:, 0]  # an item is no partner of itself
+    mine = pairs[rank_slice(pairs, rank=rank(), num_ranks=world_size())]
+    parts = (samples.history_BL, samples.targets_BT, mine)
+    named = np.concatenate([part.ravel() for part in parts])
     rows, inverse = np.unique(np.append(named, -1), return_inverse=True)
     rows, inverse = rows[1:], inverse[:-1] - 1
     generator = torch.Generator().manual_seed(2)
@@ -77,59 +102,71 @@ def make_batch(log: EventLog) -> Batch:
         inputs={n: {"features": features[n][rows][presence[n]]} for n in WIDTHS},
         presence=presence,
     )
-    split = samples.history_BL.size
+    ends = np.cumsum([part.size for part in parts])[:-1]
+    history, targets, pair_places = np.split(inverse, ends)
     return Batch(
         items=items,
-        history_BL=torch.from_numpy(inverse[:split].reshape(samples.history_BL.shape)),
+        history_BL=torch.from_numpy(history.reshape(samples.history_BL.shape)),
         times_BL=torch.from_numpy(samples.times_BL),
-        targets_BT=torch.from_numpy(inverse[split:].reshape(samples.targets_BT.shape)),
+        targets_BT=torch.from_numpy(targets.reshape(samples.targets_BT.shape)),
         states_BT=torch.from_numpy(samples.states_BT),
+        groups_n=torch.from_numpy(rows // 2),  # every two items have the same content
+        pairs_K2=torch.from_numpy(pair_places.reshape(-1, 2)),
     )
 
 
 class Trained(nn.Module):
     """The objective as a module's forward, as both wrappers want it."""
 
-    def __init__(self) -> None:
+    def __init__(self, case: str) -> None:
         super().__init__()
         self.model = make_model()
+        self.config = CASES[case]
+        self.state = self.config.state(width=8, temperature=0.1)
+        if self.state.queue is not None:  # items of a step before this one
+            generator = torch.Generator().manual_seed(5)
+            past = nn.functional.normalize(torch.randn(4, 8, generator=generator), dim=-1)
+            rows = torch.tensor([11, 2, 7, 5])
+            self.state.queue.push(past, rows, rows // 2, draws=torch.tensor(6.0))
 
     def forward(self, batch: Batch) -> Tensor:
         counts = torch.arange(1.0, NUM_ITEMS + 1)
         return objective(
             self.model,
             batch,
-            config=LossConfig(pair_weight=0.5),
+            config=self.config,
             item_probability_N=counts / counts.sum(),
             step=3,
+            state=self.state,
+            pair_probability_N=counts.flip(0) / counts.sum(),
         ).loss
 
+    def found(self, loss: Tensor, grads: dict[str, Tensor | None]) -> dict[str, Tensor]:
+        queue = {name: held.double() for name, held in self.state.named_buffers()}
+        return {"loss": loss.detach()} | {n: g for n, g in grads.items() if g is not None} | queue
 
-def plain() -> dict[str, Tensor]:
-    trained = Trained()
+
+def plain(case: str = "default") -> dict[str, Tensor]:
+    trained = Trained(case)
     loss = trained(make_batch(make_log()))
     loss.backward()
-    return {"loss": loss.detach()} | {
-        name: parameter.grad.clone()
-        for name, parameter in trained.named_parameters()
-        if parameter.grad is not None
-    }
+    return trained.found(loss, {n: p.grad for n, p in trained.named_parameters()})
 
 
-def ddp() -> dict[str, Tensor]:
-    trained = Trained()
+def ddp(case: str) -> dict[str, Tensor]:
+    trained = Trained(case)
     wrapped = nn.parallel.DistributedDataParallel(trained)
     loss = wrapped(make_batch(make_log()))
     loss.backward()
     mean = sum_over_ranks(loss) / world_size()
-    return {"loss": mean} | {n: p.grad for n, p in trained.named_parameters() if p.grad is not None}
+    return trained.found(mean, {n: p.grad for n, p in trained.named_parameters()})
 
 
-def zero2() -> dict[str, Tensor]:
+def zero2(case: str) -> dict[str, Tensor]:
     import deepspeed
     from deepspeed.utils import safe_get_full_grad
 
-    trained = Trained()
+    trained = Trained(case)
     engine, *_ = deepspeed.initialize(
         model=trained,
         optimizer=torch.optim.AdamW(trained.parameters(), 1e-3),
@@ -144,16 +181,17 @@ def zero2() -> dict[str, Tensor]:
     engine.backward(loss)
     grads = {name: safe_get_full_grad(p) for name, p in trained.named_parameters()}
     mean = sum_over_ranks(loss) / world_size()
-    return {"loss": mean} | {name: grad for name, grad in grads.items() if grad is not None}
+    return trained.found(mean, grads)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    for strategy in sys.argv[2:]:
-        found = {"ddp": ddp, "zero2": zero2}[strategy]()
+    for name in sys.argv[2:]:
+        strategy, _, case = name.partition("-")
+        found = {"ddp": ddp, "zero2": zero2}[strategy](case or "default")
         if rank() == 0:
-            tensors = {name: value.detach().clone().contiguous() for name, value in found.items()}
-            save_file(tensors, Path(sys.argv[1]) / f"{strategy}.safetensors")
+            tensors = {key: value.detach().clone().contiguous() for key, value in found.items()}
+            save_file(tensors, Path(sys.argv[1]) / f"{name}.safetensors")
     dist.barrier()
     dist.destroy_process_group()
