@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -111,6 +112,7 @@ def _untrained(release: Release, *, seed: int) -> dict[str, Backbone]:
         assert isinstance(kept, Backbone)
         if tower.train != "frozen":
             torch.manual_seed(seed)
+            tower = dataclasses.replace(tower, train="frozen")  # adapters start at nothing
             kept = build_backbone(
                 name, tower, given_width=release.config.vector_widths.get(name)
             ).eval()

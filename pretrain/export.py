@@ -25,6 +25,7 @@ from pretrain.release import (
     build_released_model,
     file_sha256,
 )
+from pretrain.tuning import merge_tuned
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +133,7 @@ def export(run_dir: Path, out_dir: Path, *, dataset_dir: Path, checkpoint: str =
     backbones_file = run_dir / BACKBONES_FILE
     if backbones_file.is_file():
         weights |= load_file(backbones_file)
+    weights = merge_tuned(weights, config.model.towers)
     model = build_released_model(config)
     try:
         model.load_state_dict(weights)
