@@ -40,6 +40,10 @@ class ModelConfig:
     id_dropout: float = 0.5
     """Share of items whose id is hidden in a step, so that content alone works on new items."""
 
+    modality_dropout: float = 0.0
+    """Share of the modalities of items that are hidden from the fusion in a step, as if the item
+    lacked them; an item's last one never is. It keeps one modality from doing all the work."""
+
     temperature: float = 0.07
     """Softmax temperature at step 0; learnt in log space from there, bounded below by 0.01."""
 
@@ -50,6 +54,10 @@ class ModelConfig:
             raise ValueError(
                 f"model: width must be >= 1, dropout in [0, 1) and id_dropout in [0, 1], got "
                 f"{self.width}, {self.dropout}, {self.id_dropout}"
+            )
+        if not 0 <= self.modality_dropout < 1:
+            raise ValueError(
+                f"model.modality_dropout must be in [0, 1), got {self.modality_dropout}"
             )
         if not 1 / MAX_SCALE <= self.temperature <= 10:
             raise ValueError(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pretrain.batch import Batch
 from pretrain.collectives import gather_counts, gather_rows, rank, sum_over_ranks, world_size
+from pretrain.gate_balance import gate_balance
 from pretrain.item_encoder import ItemVectors
 from pretrain.losses import (
     first_occurrences,
@@ -22,6 +23,7 @@ from pretrain.losses import (
     positions_of,
     user_item_losses,
 )
+from pretrain.modality_dropout import dropped_modalities, row_hash
 from pretrain.model import TwoSpaceModel
 
 
@@ -39,7 +41,15 @@ class LossConfig:
     """Strength of the popularity correction: with 1 the score learns how likely a choice is,
     popularity included; with 0, how much likelier than the item's popularity says."""
 
+    gate_balance_weight: float = 0.0
+    """Weight of the term that keeps the fusion's mean gate even over an item's modalities; 0 is
+    off. Turn it on where `health` warns that a modality is ignored, e.g. with 0.1."""
+
     def __post_init__(self) -> None:
+        if self.gate_balance_weight < 0:
+            raise ValueError(
+                f"loss.gate_balance_weight must not be negative, got {self.gate_balance_weight}"
+            )
         if self.user_item_weight < 0 or self.pair_weight < 0 or not 0 <= self.logq <= 1:
             raise ValueError(
                 "loss: weights must not be negative and logq in [0, 1], got "
@@ -57,10 +67,7 @@ class Objective:
 
 def hidden_ids(rows_n: Tensor, *, step: int, share: float) -> Tensor:
     """Which items' ids are hidden in a step: a hash of (row, step), the same on every rank."""
-    mixed_n = (rows_n + 1) * 2654435761 + (step + 1) * 40503 * 65537
-    mixed_n = (mixed_n ^ (mixed_n >> 15)) * 2246822519 & 0xFFFFFFFF
-    mixed_n = (mixed_n ^ (mixed_n >> 13)) * 3266489917 & 0xFFFFFFFF
-    return (mixed_n ^ (mixed_n >> 16)) < share * 2**32
+    return row_hash(rows_n, step=step) < share * 2**32
 
 
 def objective(
@@ -68,7 +75,10 @@ def objective(
 ) -> Objective:
     """The weighted sum of the losses of one global batch."""
     rows_n = batch.items.rows_n
-    vectors = model.item_encoder(batch.items)
+    seen_nM = torch.stack([batch.items.presence[m] for m in model.item_encoder.modalities], 1)
+    dropped_nM = dropped_modalities(rows_n, seen_nM, step=step, share=model.config.modality_dropout)
+    seen_nM = seen_nM & ~dropped_nM
+    vectors = model.item_encoder(batch.items, dropped_nM=dropped_nM)
     hidden_n = hidden_ids(rows_n, step=step, share=model.config.id_dropout)
     item_nD, event_nD = model.encode_items(vectors, rows_n, hidden_n=hidden_n)
     states_BSD = model.encode_histories(
@@ -114,9 +124,12 @@ def objective(
         )
         loss = loss + config.pair_weight * pair
         report["picture_text_loss"] = pair
-    present_n = torch.stack([batch.items.presence[m] for m in model.item_encoder.modalities], 1)
+    if config.gate_balance_weight:
+        balance = gate_balance(vectors.gate_nM, seen_nM, rows_n=rows_n)
+        loss = loss + config.gate_balance_weight * balance
+        report["gate_balance"] = balance
     for number, name in enumerate(model.item_encoder.modalities):
-        gate_n = vectors.gate_nM[:, number][present_n[:, number]]
+        gate_n = vectors.gate_nM[:, number][seen_nM[:, number]]
         report[f"gate_{name}"] = gate_n.mean() if len(gate_n) else gate_n.sum()
     return Objective(loss, {name: value.detach() for name, value in report.items()})
 
