@@ -51,6 +51,9 @@ class Batch:
     states_BT: Tensor
     """Which state of the user encoder predicts the target: how many events precede it strictly."""
 
+    users_BC: Tensor | None = None
+    """The users' features, see `user_features.py`; None where the model reads none."""
+
 
 @dataclass(kw_only=True)
 class QueryBatch:
@@ -68,3 +71,6 @@ class QueryBatch:
 
     masked_BM: Tensor
     """Item rows that are never proposed (the user's own past), -1 where padded."""
+
+    users_BC: Tensor | None = None
+    """As in `Batch`."""

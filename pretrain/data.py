@@ -11,6 +11,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data_prep.dataset import Dataset as TriptychDataset
@@ -30,6 +31,7 @@ from pretrain.samples import (
 )
 from pretrain.towers import TowerConfig
 from pretrain.user_encoder import UserEncoderConfig
+from pretrain.user_features import encode_users, fit_user_columns
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +86,10 @@ class TrainSteps(Dataset[Batch]):
         items: ItemLoader,
         config: DataConfig,
         user: UserEncoderConfig,
+        users_UC: Tensor | None = None,
     ) -> None:
         self.events, self.windows, self.items = events, windows, items
+        self.users_UC = users_UC
         self.config, self.user = config, user
 
     def __len__(self) -> int:
@@ -101,18 +105,19 @@ class TrainSteps(Dataset[Batch]):
             step=step,
             global_batch_size=config.global_batch_size,
         )
+        part = rank_slice(batch, rank=rank(), num_ranks=world_size())
         samples = draw_samples(
             self.events,
             self.windows,
             batch=batch,
-            part=rank_slice(batch, rank=rank(), num_ranks=world_size()),
+            part=part,
             length=self.user.history_length,
             num_targets=config.targets_per_sample,
             order=self.user.order,
             seed=config.seed,
             epoch=epoch,
             step=step,
-        )
+        ).without_padding()
         named = np.concatenate([samples.history_BL.ravel(), samples.targets_BT.ravel()])
         rows, inverse = np.unique(named, return_inverse=True)
         if rows[0] < 0:  # the padding is no item
@@ -124,7 +129,15 @@ class TrainSteps(Dataset[Batch]):
             times_BL=torch.from_numpy(samples.times_BL),
             targets_BT=torch.from_numpy(inverse[split:].reshape(samples.targets_BT.shape)),
             states_BT=torch.from_numpy(samples.states_BT),
+            users_BC=self._users(batch[part]),
         )
+
+    def _users(self, windows: NDArray[np.int64]) -> Tensor | None:
+        """Features of the users of these windows."""
+        if self.users_UC is None:
+            return None
+        starts = self.windows.starts[windows]
+        return self.users_UC[np.searchsorted(self.events.offsets, starts, side="right") - 1]
 
 
 class EpochSteps(Sampler[tuple[int, int]]):
@@ -152,8 +165,15 @@ class QueryBatches(Dataset[QueryBatch]):
     """Validation queries, the same number of batches on every rank."""
 
     def __init__(
-        self, events: EventLog, *, chosen: NDArray[np.int64], user: UserEncoderConfig, size: int
+        self,
+        events: EventLog,
+        *,
+        chosen: NDArray[np.int64],
+        user: UserEncoderConfig,
+        size: int,
+        users_UC: Tensor | None = None,
     ) -> None:
+        self.users_UC = users_UC
         self.events, self.chosen, self.user, self.size = events, chosen, user, size
         self.users = events.user_rows()[chosen] if len(chosen) else chosen
 
@@ -168,6 +188,8 @@ class QueryBatches(Dataset[QueryBatch]):
         event, user = self.chosen[places], self.users[places]
         at = self.events.times[event]
         history, times = self.events.histories(user, at, length=self.user.history_length)
+        longest = max(1, int((history >= 0).sum(1).max()))
+        history, times = history[:, :longest], times[:, :longest]
         masked, _ = self.events.histories(user, at, length=4 * self.user.history_length)
         targets = np.where(real, self.events.item_rows[event].astype(np.int64), -1)
         return QueryBatch(
@@ -176,6 +198,7 @@ class QueryBatches(Dataset[QueryBatch]):
             targets_B=torch.from_numpy(targets),
             at_times_B=torch.from_numpy(at),
             masked_BM=torch.from_numpy(masked),
+            users_BC=None if self.users_UC is None else self.users_UC[user],
         )
 
 
@@ -236,6 +259,15 @@ class PretrainData(pl.LightningDataModule):
         rng = np.random.default_rng([self.config.seed, 2])
         count = min(self.config.valid_queries, len(after))
         self.valid_chosen = np.sort(rng.choice(after, count, replace=False)) if count else after[:0]
+        self.user_columns = fit_user_columns(
+            self.dataset.users,
+            types=manifest.features.user,
+            names=user.features,
+            train_U=np.diff(self.train_events.offsets) > 0,
+        )
+        self.users_UC = (
+            encode_users(self.dataset.users, self.user_columns) if self.user_columns else None
+        )
         counts = np.bincount(self.train_events.item_rows, minlength=self.dataset.num_items)
         self.item_probability = torch.from_numpy(counts / max(1, counts.sum())).float()
         self.steps_per_epoch = num_steps(
@@ -265,6 +297,7 @@ class PretrainData(pl.LightningDataModule):
             items=self.items,
             config=self.config,
             user=self.user,
+            users_UC=self.users_UC,
         )
         sampler = EpochSteps(len(steps), start=self.start_step)
         return DataLoader(steps, batch_size=None, sampler=sampler)
@@ -274,6 +307,10 @@ class PretrainData(pl.LightningDataModule):
         if not len(self.valid_chosen):
             return []
         queries = QueryBatches(
-            self.valid_events, chosen=self.valid_chosen, user=self.user, size=256
+            self.valid_events,
+            chosen=self.valid_chosen,
+            user=self.user,
+            size=256,
+            users_UC=self.users_UC,
         )
         return DataLoader(queries, batch_size=None)

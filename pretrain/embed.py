@@ -161,6 +161,7 @@ def _users(
             torch.from_numpy(history),
             torch.from_numpy(times),
             torch.from_numpy(moments),
+            users=dataset.users.slice(start, len(rows)),
         )
         vectors.append(user_BD.numpy())
     return np.concatenate(vectors)

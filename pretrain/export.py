@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from pretrain.release import (
     file_sha256,
 )
 from pretrain.tuning import merge_tuned
+from pretrain.user_features import UserColumn
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,7 @@ def describe_run(
     dataset: Dataset,
     architectures: dict[str, dict[str, Any]],
     feature_widths: dict[str, int],
+    user_columns: Sequence[UserColumn] = (),
 ) -> ReleaseConfig:
     """What a release of this run will say of itself."""
     manifest = dataset.manifest
@@ -47,6 +50,7 @@ def describe_run(
         model=model,
         architectures=architectures,
         feature_widths=feature_widths,
+        user_columns=tuple(user_columns),
         text_fields=tuple(modalities.get("text", {}).get("fields", ())),
         vector_widths={n: int(e["width"]) for n, e in modalities.items() if "width" in e},
         num_items=dataset.num_items,

@@ -14,7 +14,8 @@ from torch import Tensor
 
 def modality_gap(left_nD: Tensor, right_nD: Tensor) -> Tensor:
     """Distance of the two modalities' mean vectors (Liang et al. 2022, section 2)."""
-    return (left_nD.mean(0) - right_nD.mean(0)).norm()
+    gap: Tensor = (left_nD.mean(0) - right_nD.mean(0)).norm()
+    return gap
 
 
 def alignment(left_nD: Tensor, right_nD: Tensor) -> Tensor:
@@ -35,7 +36,8 @@ def effective_rank(rows_nD: Tensor) -> Tensor:
     """Exponential of the entropy of the singular values' shares (Roy & Vetterli 2007, def. 1)."""
     share = torch.linalg.svdvals(rows_nD.float())
     share = share / share.sum().clamp(min=1e-12)
-    return torch.special.entr(share).sum().exp()
+    rank: Tensor = torch.special.entr(share).sum().exp()
+    return rank
 
 
 def knock_out_effect(whole_nD: Tensor, without_nD: Tensor) -> Tensor:

@@ -158,7 +158,7 @@ class HealthMonitor(pl.Callback):
 
         def listen(module: nn.Module, given: object, projected_pD: Tensor) -> None:
             if projected_pD.requires_grad:
-                projected_pD.register_hook(add)
+                projected_pD.register_hook(add)  # type: ignore[no-untyped-call]
 
         return listen
 

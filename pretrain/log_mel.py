@@ -67,7 +67,8 @@ def whisper_log_mel(wave_pW: Tensor, filters_KC: Tensor) -> Tensor:
     power_pKR = spectrum[..., :-1].abs().square()
     log_pCR = (filters_KC.T @ power_pKR).clamp(min=1e-10).log10()
     top_p11 = log_pCR.amax(dim=(1, 2), keepdim=True)
-    return (torch.maximum(log_pCR, top_p11 - 8.0) + 4.0) / 4.0
+    scaled_pCR: Tensor = (torch.maximum(log_pCR, top_p11 - 8.0) + 4.0) / 4.0
+    return scaled_pCR
 
 
 def kaldi_log_mel(wave_pW: Tensor, filters_KC: Tensor) -> Tensor:

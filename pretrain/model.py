@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pretrain.item_encoder import ItemEncoder, ItemVectors
 from pretrain.towers import Backbone, TowerConfig
 from pretrain.user_encoder import UserEncoder, UserEncoderConfig
+from pretrain.user_features import UserColumn
 
 MAX_SCALE = 100.0
 
@@ -90,13 +91,14 @@ class TwoSpaceModel(nn.Module):
         backbones: Mapping[str, Backbone],
         feature_widths: Mapping[str, int],
         num_items: int,
+        user_columns: Sequence[UserColumn] = (),
     ) -> None:
         super().__init__()
         self.config = config
         self.item_encoder = ItemEncoder(
             backbones, feature_widths=feature_widths, width=config.width, dropout=config.dropout
         )
-        self.user_encoder = UserEncoder(config.user, width=config.width)
+        self.user_encoder = UserEncoder(config.user, width=config.width, columns=user_columns)
         self.ids: nn.Embedding | None = None
         if config.ids != "none":
             self.ids = nn.Embedding(num_items, config.width)
@@ -128,9 +130,18 @@ class TwoSpaceModel(nn.Module):
                 item_nD = nn.functional.normalize(item_nD + id_nD, dim=-1)
         return item_nD, event_nD
 
-    def encode_histories(self, event_nD: Tensor, *, history_BL: Tensor, times_BL: Tensor) -> Tensor:
+    def encode_histories(
+        self,
+        event_nD: Tensor,
+        *,
+        history_BL: Tensor,
+        times_BL: Tensor,
+        users_BC: Tensor | None = None,
+    ) -> Tensor:
         """States [B, L + 1, D] of histories given as positions in `event_nD`, -1 after the last."""
         mask_BL = history_BL >= 0
         events_BLD = event_nD[history_BL.clamp(min=0)]
-        states: Tensor = self.user_encoder(events_BLD, mask_BL=mask_BL, times_BL=times_BL)
+        states: Tensor = self.user_encoder(
+            events_BLD, mask_BL=mask_BL, times_BL=times_BL, users_BC=users_BC
+        )
         return states

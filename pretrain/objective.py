@@ -82,7 +82,10 @@ def objective(
     hidden_n = hidden_ids(rows_n, step=step, share=model.config.id_dropout)
     item_nD, event_nD = model.encode_items(vectors, rows_n, hidden_n=hidden_n)
     states_BSD = model.encode_histories(
-        event_nD, history_BL=batch.history_BL, times_BL=batch.times_BL
+        event_nD,
+        history_BL=batch.history_BL,
+        times_BL=batch.times_BL,
+        users_BC=batch.users_BC,
     )
     exists_BT = batch.targets_BT >= 0
     query_BTD = states_BSD.gather(

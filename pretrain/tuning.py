@@ -219,7 +219,10 @@ def checkpoint_blocks(backbone: Backbone) -> None:
 
 
 def _recomputed(
-    block: nn.Module, forward: Callable[..., Any], *inputs: object, **named: object
+    block: nn.Module,
+    forward: Callable[..., Any],
+    *inputs: Any,  # noqa: ANN401 - the block's own
+    **named: Any,  # noqa: ANN401
 ) -> object:
     if block.training and torch.is_grad_enabled():
         return checkpoint(forward, *inputs, use_reentrant=False, **named)
