@@ -79,4 +79,5 @@ def kaldi_log_mel(wave_pW: Tensor, filters_KC: Tensor) -> Tensor:
     frame_pRF = frame_pRF - 0.97 * before_pRF
     window = torch.hann_window(FRAME, periodic=False, device=wave_pW.device)
     power_pRK = torch.fft.rfft(frame_pRF * window, KALDI_FFT).abs().square()
-    return (power_pRK @ filters_KC).clamp(min=KALDI_FLOOR).log()
+    log_pRC: Tensor = (power_pRK @ filters_KC).clamp(min=KALDI_FLOOR).log()
+    return log_pRC

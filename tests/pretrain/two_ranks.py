@@ -34,7 +34,14 @@ def make_model() -> TwoSpaceModel:
     torch.manual_seed(0)
     towers = {name: TowerConfig(library="given") for name in WIDTHS}
     user = UserEncoderConfig(layers=1, heads=2, dropout=0.0, history_length=LENGTH)
-    config = ModelConfig(towers=towers, width=8, dropout=0.0, user=user, ids="both")
+    config = ModelConfig(
+        towers=towers,
+        width=8,
+        dropout=0.0,
+        user=user,
+        ids="both",
+        modality_dropout=0.3,
+    )
     model = TwoSpaceModel(config, backbones={}, feature_widths=WIDTHS, num_items=NUM_ITEMS)
     assert model.ids is not None
     nn.init.normal_(model.ids.weight, std=0.1)
@@ -99,7 +106,7 @@ class Trained(nn.Module):
         return objective(
             self.model,
             batch,
-            config=LossConfig(pair_weight=0.5),
+            config=LossConfig(pair_weight=0.5, gate_balance_weight=0.2),
             item_probability_N=counts / counts.sum(),
             step=3,
         ).loss
