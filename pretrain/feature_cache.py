@@ -51,6 +51,15 @@ def saved_architectures(features_dir: Path) -> dict[str, dict[str, Any]]:
     return index["architectures"]
 
 
+def saved_digests(features_dir: Path) -> dict[str, str] | None:
+    """Modality → what its features are of, see `feature_parts.py`; None without features there."""
+    path = features_dir / INDEX_FILE
+    if not path.is_file():
+        return None
+    digests: dict[str, str] | None = json.loads(path.read_text()).get("digests")
+    return digests
+
+
 @dataclass(frozen=True)
 class FeatureCache:
     """Features in memory-mapped arrays."""
@@ -118,10 +127,12 @@ class FeatureCache:
         dataset: Dataset,
         towers: Mapping[str, TowerConfig],
         architectures: Mapping[str, dict[str, Any]],
+        digests: Mapping[str, str],
     ) -> None:
         """Write features.json, last of all."""
         index = {
             "architectures": dict(architectures),
+            "digests": dict(digests),
             "content": content_fingerprint(dataset),
             "towers": {name: tower_fingerprint(tower) for name, tower in towers.items()},
         }
