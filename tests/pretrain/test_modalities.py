@@ -1,8 +1,11 @@
 """All modalities at once, any subset of them an item: from raw tables to a release."""
 
+import csv
 import dataclasses
 import io
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -168,3 +171,42 @@ def test_the_content_alone_of_any_subset_is_encoded(run_dir: Path, many: Path) -
     vectors = release.encode_items([whole, *parts])
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(5))
     assert (vectors @ vectors.T - torch.eye(5)).abs().max() < 0.999999
+
+
+def test_the_shipped_settings_with_tuned_towers_train(toy_dataset: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    words = f"""--config configs/toy/tuned.yaml --run.wandb off --run.progress_bar false
+    --run.dir {tmp_path} --data.config.dataset_dir {toy_dataset} --trainer.max_steps 2
+    --trainer.limit_val_batches 1 --trainer.accelerator cpu"""
+    cli = parse_run(words.split(), command="fit")
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    export(tmp_path, tmp_path / "released", dataset_dir=toy_dataset, checkpoint="last")
+    again = load_released(tmp_path / "released").config.model
+    assert again == cli.model.encoders
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3"])
+def test_two_ranks_train_every_modality(strategy: str, many: Path, tmp_path: Path) -> None:
+    """Items that lack a modality on one rank only keep no other rank waiting."""
+    pytest.importorskip("peft")
+    words = f"""-m torch.distributed.run --standalone --nproc_per_node 2 -m pretrain fit
+    --config configs/toy/pretrain.yaml --config configs/{strategy}.yaml --run.wandb off
+    --run.progress_bar false --run.dir {tmp_path} --data.config.dataset_dir {many}
+    --data.config.global_batch_size 4 --trainer.max_steps 4 --run.health.every_steps 2
+    --model.encoders.modality_dropout 0.3 --model.loss.gate_balance_weight 0.1
+    --model.encoders.user.attention hstu --model.encoders.user.features ["age_group"]
+    --data.config.targets_per_sample 1 --trainer.limit_val_batches 1 --trainer.log_every_n_steps 1
+    --trainer.accelerator cpu"""
+    done = subprocess.run(
+        [sys.executable, *words.split(), "--model.encoders.towers", json.dumps(TOWERS)],
+        text=True, capture_output=True, timeout=600, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-6000:]
+    assert (tmp_path / "DONE").exists()
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for name in TOWERS:
+        assert any(float(row[f"health/gradient_{name}"] or 0) > 0 for row in rows), name
+    export(tmp_path, tmp_path / "released", dataset_dir=many, checkpoint="last")
+    assert load_released(tmp_path / "released").config.model.towers["text"].train == "lora"

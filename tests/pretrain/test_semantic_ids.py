@@ -1,5 +1,6 @@
 """Codes of items: nearest by a slow twin, finer with every level, balanced as reported."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -67,7 +68,7 @@ def test_every_level_leaves_less() -> None:
         float((rows_nD - decode_residual(codes_nV[:, :v], books[:v])).square().mean())
         for v in range(1, 5)
     ]
-    assert all(after < 0.9 * before for before, after in zip(errors, errors[1:], strict=False))
+    assert all(after < 0.9 * before for before, after in itertools.pairwise(errors))
 
 
 def test_balance_in_numbers_known_beforehand() -> None:

@@ -63,7 +63,7 @@ def test_top_k_trains_the_last_blocks_and_what_follows_them(library: str, modali
 
 
 def test_more_blocks_than_there_are_is_refused() -> None:
-    with pytest.raises(ValueError, match="top_k is 9, but tower.transformer.resblocks has 2"):
+    with pytest.raises(ValueError, match=r"top_k is 9, but tower\.transformer\.resblocks has 2"):
         make("open_clip", "image", train="top_k", top_k=9)
 
 
