@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,8 @@ from pretrain.preprocess import Preprocessor, build_preprocessors, prepare_recor
 from pretrain.towers import TowerConfig, build_backbone
 from pretrain.user_encoder import UserEncoderConfig
 from pretrain.user_features import UserColumn, encode_users, unknown_users
+
+log = logging.getLogger(__name__)
 
 RELEASE_FORMAT = "triptych-release"
 RELEASE_VERSION = 1
@@ -106,6 +109,7 @@ class Release:
         self.folder = folder
         self.model = model.eval().requires_grad_(False)
         self.item_ids = item_ids
+        self._said_unknown = False
         self.preprocessors: dict[str, Preprocessor] = build_preprocessors(
             config.model.towers,
             text_fields=config.text_fields,
@@ -198,6 +202,12 @@ class Release:
             history_BL = torch.where(inside_BL, history_BL.gather(1, place_BL), -1)
             times_BL = torch.where(inside_BL, times_BL.gather(1, place_BL), 0)
         columns = self.config.user_columns
+        if columns and users is None and not self._said_unknown:
+            self._said_unknown = True
+            log.warning(
+                "%s reads the user features %s, and no users were given: all count as unknown",
+                *(self.folder, [column.name for column in columns]),
+            )
         users_BC = (
             unknown_users(len(history_BL), columns)
             if users is None

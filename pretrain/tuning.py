@@ -137,8 +137,8 @@ class OpenAttention(nn.Module):
         attn_mask: Tensor | None = None,
     ) -> tuple[Tensor, None]:
         """As nn.MultiheadAttention's, for query, key and value that are one tensor [n, S, D]."""
-        assert query is key, "self-attention only"
-        assert query is value, "self-attention only"
+        # Equal, but not the same objects under ZeRO-3, whose hooks wrap each of them.
+        assert query.shape == key.shape == value.shape, "self-attention only"
         q, k, v = self.joint_in_proj(query).unflatten(-1, (3, self.heads, -1)).unbind(2)
         if attn_mask is not None and attn_mask.dtype == torch.bool:
             attn_mask = ~attn_mask  # True is "keep out" there and "let through" here
@@ -160,6 +160,11 @@ def open_attention(backbone: Backbone) -> None:
         for parent in list(block.modules()):
             for name, child in list(parent.named_children()):
                 if isinstance(child, nn.MultiheadAttention):
+                    if getattr(parent, "ln_1_kv", None) is not None:  # open_clip's name for it
+                        raise ValueError(
+                            f"train: lora: found cross-attention in {type(parent).__name__}, "
+                            "expected self-attention; set train to frozen, top_k or full"
+                        )
                     setattr(parent, name, OpenAttention(child))
 
 

@@ -24,7 +24,7 @@ from pretrain.embed import embed
 from pretrain.export import export
 from pretrain.item_loader import ItemLoader, preprocessors_of
 from pretrain.preprocess import build_preprocessors, prepare_records
-from pretrain.release import load_released
+from pretrain.release import ReleaseConfig, load_released
 from pretrain.towers import TowerConfig
 
 CLIP = {"library": "open_clip", "name": "configs/toy/open_clip_tiny.json", "image_size": 32}
@@ -105,7 +105,10 @@ def run_dir(many: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_release_of_tuned_towers_needs_no_peft_and_gives_the_vectors_of_training(
-    run_dir: Path, many: Path, monkeypatch: pytest.MonkeyPatch
+    run_dir: Path,
+    many: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     dataset = open_dataset(many)
     out = run_dir / "released"
@@ -150,6 +153,7 @@ def test_a_release_of_tuned_towers_needs_no_peft_and_gives_the_vectors_of_traini
     torch.testing.assert_close(found, states[torch.arange(2), torch.tensor([2, 1])])
     unknown = release.encode_histories(event_nD, history_BL, times_BL, torch.tensor([9, 9]))
     assert unknown.shape == found.shape
+    assert "all count as unknown" in caplog.text
 
     embed(out, many, run_dir / "embeddings")
     vectors = pq.read_table(run_dir / "embeddings" / "items.parquet")["aligned"].to_pylist()
@@ -210,3 +214,19 @@ def test_two_ranks_train_every_modality(strategy: str, many: Path, tmp_path: Pat
         assert any(float(row[f"health/gradient_{name}"] or 0) > 0 for row in rows), name
     export(tmp_path, tmp_path / "released", dataset_dir=many, checkpoint="last")
     assert load_released(tmp_path / "released").config.model.towers["text"].train == "lora"
+
+
+def test_a_release_written_before_these_settings_still_loads(run_dir: Path, many: Path) -> None:
+    """Settings that it does not name have the values they had then."""
+    entry = json.loads((run_dir / "run.json").read_text())
+    del entry["user_columns"], entry["model"]["modality_dropout"]
+    for name in ("attention", "fusion", "features"):
+        del entry["model"]["user"][name]
+    then = ("library", "name", "weights", "train", "image_size", "max_tokens", "fit")
+    towers = {"text": entry["model"]["towers"]["text"]}
+    entry["model"]["towers"] = {n: {k: one[k] for k in then} for n, one in towers.items()}
+    config = ReleaseConfig.from_json(json.dumps(entry), source=run_dir)
+    assert config.model.user.attention == "sasrec"
+    assert config.model.modality_dropout == 0
+    assert config.user_columns == ()
+    assert ReleaseConfig.from_json(config.to_json(), source=run_dir) == config
