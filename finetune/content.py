@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -133,7 +134,10 @@ class Content:
         )
         times_BL[torch.from_numpy(known)] = torch.from_numpy(known_times)
         # Row -1, padding, is never read: the release masks it.
-        user_BD = self.release.encode_histories(self.event_ID[:-1], history_BL, times_BL, times_B)
+        rows = pa.array(users, mask=~known)  # of users that the dataset does not know, null
+        user_BD = self.release.encode_histories(
+            self.event_ID[:-1], history_BL, times_BL, times_B, users=data.dataset.users.take(rows)
+        )
         return torch.where(some_B1, user_BD.float(), 0.0)
 
     def _similarities(self, impressions: Impressions, rows_B: Tensor, user_BW: Tensor) -> Tensor:

@@ -58,6 +58,9 @@ class Batch:
     pairs_K2: Tensor | None = None
     """Item-item pairs (trigger, target), as positions in `items.rows_n`; None without them."""
 
+    users_BC: Tensor | None = None
+    """The users' features, see `user_features.py`; None where the model reads none."""
+
 
 @dataclass(kw_only=True)
 class QueryBatch:
@@ -75,3 +78,6 @@ class QueryBatch:
 
     masked_BM: Tensor
     """Item rows that are never proposed (the user's own past), -1 where padded."""
+
+    users_BC: Tensor | None = None
+    """As in `Batch`."""

@@ -19,7 +19,9 @@ from pretrain.collectives import max_over_ranks
 from pretrain.item_encoder import ItemEncoder, ItemVectors
 
 
-def encode_in_chunks(encoder: ItemEncoder, items: ItemBatch, *, chunk_items: int) -> ItemVectors:
+def encode_in_chunks(
+    encoder: ItemEncoder, items: ItemBatch, *, chunk_items: int, dropped_nM: Tensor | None = None
+) -> ItemVectors:
     """What `encoder(items)` gives, with the activations of `chunk_items` items in memory at most.
 
     Every rank makes the same number of calls, as each is a collective under ZeRO-3.
@@ -37,19 +39,23 @@ def encode_in_chunks(encoder: ItemEncoder, items: ItemBatch, *, chunk_items: int
     bounds = [number * num_items // chunks for number in range(chunks + 1)]
     parts = []
     for start, stop in pairwise(bounds):
-        part = slice_items(items, min(start, num_items - 1), max(stop, start + 1))
+        begin, end = min(start, num_items - 1), max(stop, start + 1)
+        part = slice_items(items, begin, end)
+        dropped_pM = None if dropped_nM is None else dropped_nM[begin:end]
         # A frozen tower has no graph to save: only its features are kept, and it runs once.
         for name, tower in encoder.backbones.items():
             if not any(parameter.requires_grad for parameter in tower.parameters()):
                 part.inputs[name] = {"features": encoder.features(name, part.inputs[name])}
-        found = checkpoint(_encode, encoder, part, use_reentrant=False)
+        found = checkpoint(_encode, encoder, part, dropped_pM, use_reentrant=False)
         parts.append([tensor[: stop - start] for tensor in found])
     fused_nD, gate_nM, *alone = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return ItemVectors(fused_nD, dict(zip(encoder.modalities, alone, strict=True)), gate_nM)
 
 
-def _encode(encoder: ItemEncoder, items: ItemBatch) -> tuple[Tensor, ...]:
-    vectors = encoder(items)
+def _encode(
+    encoder: ItemEncoder, items: ItemBatch, dropped_nM: Tensor | None
+) -> tuple[Tensor, ...]:
+    vectors = encoder(items, dropped_nM=dropped_nM)
     alone = (vectors.modality_nD[name] for name in encoder.modalities)
     return vectors.fused_nD, vectors.gate_nM, *alone
 

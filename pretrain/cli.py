@@ -17,6 +17,7 @@ COMMANDS = {
     "features": "compute and cache the features of frozen towers",
     "export": "write a released checkpoint from a run folder",
     "embed": "write item and user vectors of a dataset",
+    "semantic_ids": "write a few codes an item, learnt from released vectors",
     "evaluate": "rank whole catalogues with a release and with baselines",
 }
 
@@ -26,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     args = sys.argv[1:] if argv is None else argv
     if not args or args[0] in ("-h", "--help"):
         print("usage: python -m pretrain COMMAND [--config FILE] [--key value …]\n\ncommands:")
-        print("\n".join(f"  {name:9} {text}" for name, text in COMMANDS.items()))
+        print("\n".join(f"  {name:12} {text}" for name, text in COMMANDS.items()))
         print("\npython -m pretrain COMMAND --help explains every key.")
         return
     if args[0] not in COMMANDS:

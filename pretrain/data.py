@@ -36,6 +36,7 @@ from pretrain.samples import (
 )
 from pretrain.towers import TowerConfig
 from pretrain.user_encoder import UserEncoderConfig
+from pretrain.user_features import encode_users, fit_user_columns
 
 log = logging.getLogger(__name__)
 
@@ -100,8 +101,10 @@ class TrainSteps(Dataset[Batch]):
         user: UserEncoderConfig,
         groups: NDArray[np.int64],
         pairs: ItemPairs | None = None,
+        users_UC: Tensor | None = None,
     ) -> None:
         self.events, self.windows, self.items = events, windows, items
+        self.users_UC = users_UC
         self.config, self.user = config, user
         self.groups, self.pairs = groups, pairs
 
@@ -118,18 +121,19 @@ class TrainSteps(Dataset[Batch]):
             step=step,
             global_batch_size=config.global_batch_size,
         )
+        part = rank_slice(batch, rank=rank(), num_ranks=world_size())
         samples = draw_samples(
             self.events,
             self.windows,
             batch=batch,
-            part=rank_slice(batch, rank=rank(), num_ranks=world_size()),
+            part=part,
             length=self.user.history_length,
             num_targets=config.targets_per_sample,
             order=self.user.order,
             seed=config.seed,
             epoch=epoch,
             step=step,
-        )
+        ).without_padding()
         parts = [samples.history_BL, samples.targets_BT]
         if self.pairs is not None:
             drawn = draw_pairs(
@@ -145,7 +149,15 @@ class TrainSteps(Dataset[Batch]):
             states_BT=torch.from_numpy(samples.states_BT),
             groups_n=torch.from_numpy(self.groups[rows]),
             pairs_K2=torch.from_numpy(pairs[0]) if pairs else None,
+            users_BC=self._users(batch[part]),
         )
+
+    def _users(self, windows: NDArray[np.int64]) -> Tensor | None:
+        """Features of the users of these windows."""
+        if self.users_UC is None:
+            return None
+        starts = self.windows.starts[windows]
+        return self.users_UC[np.searchsorted(self.events.offsets, starts, side="right") - 1]
 
 
 def _positions(
@@ -190,8 +202,15 @@ class QueryBatches(Dataset[QueryBatch]):
     """Validation queries, the same number of batches on every rank."""
 
     def __init__(
-        self, events: EventLog, *, chosen: NDArray[np.int64], user: UserEncoderConfig, size: int
+        self,
+        events: EventLog,
+        *,
+        chosen: NDArray[np.int64],
+        user: UserEncoderConfig,
+        size: int,
+        users_UC: Tensor | None = None,
     ) -> None:
+        self.users_UC = users_UC
         self.events, self.chosen, self.user, self.size = events, chosen, user, size
         self.users = events.user_rows()[chosen] if len(chosen) else chosen
 
@@ -206,6 +225,8 @@ class QueryBatches(Dataset[QueryBatch]):
         event, user = self.chosen[places], self.users[places]
         at = self.events.times[event]
         history, times = self.events.histories(user, at, length=self.user.history_length)
+        longest = max(1, int((history >= 0).sum(1).max()))
+        history, times = history[:, :longest], times[:, :longest]
         masked, _ = self.events.histories(user, at, length=4 * self.user.history_length)
         targets = np.where(real, self.events.item_rows[event].astype(np.int64), -1)
         return QueryBatch(
@@ -214,6 +235,7 @@ class QueryBatches(Dataset[QueryBatch]):
             targets_B=torch.from_numpy(targets),
             at_times_B=torch.from_numpy(at),
             masked_BM=torch.from_numpy(masked),
+            users_BC=None if self.users_UC is None else self.users_UC[user],
         )
 
 
@@ -274,6 +296,15 @@ class PretrainData(pl.LightningDataModule):
         rng = np.random.default_rng([self.config.seed, 2])
         count = min(self.config.valid_queries, len(after))
         self.valid_chosen = np.sort(rng.choice(after, count, replace=False)) if count else after[:0]
+        self.user_columns = fit_user_columns(
+            self.dataset.users,
+            types=manifest.features.user,
+            names=user.features,
+            train_U=np.diff(self.train_events.offsets) > 0,
+        )
+        self.users_UC = (
+            encode_users(self.dataset.users, self.user_columns) if self.user_columns else None
+        )
         counts = np.bincount(self.train_events.item_rows, minlength=self.dataset.num_items)
         self.item_probability = torch.from_numpy(counts / max(1, counts.sum())).float()
         """Shares of training events: an item is warm where it is positive."""
@@ -333,6 +364,7 @@ class PretrainData(pl.LightningDataModule):
             user=self.user,
             groups=self.groups,
             pairs=self.pairs,
+            users_UC=self.users_UC,
         )
         sampler = EpochSteps(len(steps), start=self.start_step)
         return DataLoader(steps, batch_size=None, sampler=sampler)
@@ -342,6 +374,10 @@ class PretrainData(pl.LightningDataModule):
         if not len(self.valid_chosen):
             return []
         queries = QueryBatches(
-            self.valid_events, chosen=self.valid_chosen, user=self.user, size=256
+            self.valid_events,
+            chosen=self.valid_chosen,
+            user=self.user,
+            size=256,
+            users_UC=self.users_UC,
         )
         return DataLoader(queries, batch_size=None)

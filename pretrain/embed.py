@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -111,6 +112,7 @@ def _untrained(release: Release, *, seed: int) -> dict[str, Backbone]:
         assert isinstance(kept, Backbone)
         if tower.train != "frozen":
             torch.manual_seed(seed)
+            tower = dataclasses.replace(tower, train="frozen")  # adapters start at nothing
             kept = build_backbone(
                 name, tower, given_width=release.config.vector_widths.get(name)
             ).eval()
@@ -159,6 +161,7 @@ def _users(
             torch.from_numpy(history),
             torch.from_numpy(times),
             torch.from_numpy(moments),
+            users=dataset.users.slice(start, len(rows)),
         )
         vectors.append(user_BD.numpy())
     return np.concatenate(vectors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from pretrain.release import (
     build_released_model,
     file_sha256,
 )
+from pretrain.tuning import merge_tuned
+from pretrain.user_features import UserColumn
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +41,7 @@ def describe_run(
     dataset: Dataset,
     architectures: dict[str, dict[str, Any]],
     feature_widths: dict[str, int],
+    user_columns: Sequence[UserColumn] = (),
 ) -> ReleaseConfig:
     """What a release of this run will say of itself."""
     manifest = dataset.manifest
@@ -46,6 +50,7 @@ def describe_run(
         model=model,
         architectures=architectures,
         feature_widths=feature_widths,
+        user_columns=tuple(user_columns),
         text_fields=tuple(modalities.get("text", {}).get("fields", ())),
         vector_widths={n: int(e["width"]) for n, e in modalities.items() if "width" in e},
         num_items=dataset.num_items,
@@ -132,6 +137,7 @@ def export(run_dir: Path, out_dir: Path, *, dataset_dir: Path, checkpoint: str =
     backbones_file = run_dir / BACKBONES_FILE
     if backbones_file.is_file():
         weights |= load_file(backbones_file)
+    weights = merge_tuned(weights, config.model.towers)
     model = build_released_model(config)
     try:
         model.load_state_dict(weights)

@@ -26,6 +26,7 @@ from pretrain.batch import ItemBatch
 from pretrain.towers import TowerConfig
 
 INDEX_FILE = "features.json"
+HOW_IT_IS_TUNED = ("train", "top_k", "lora_rank", "lora_alpha", "checkpointing")
 
 
 def content_fingerprint(dataset: Dataset) -> str:
@@ -41,13 +42,22 @@ def content_fingerprint(dataset: Dataset) -> str:
 def tower_fingerprint(tower: TowerConfig) -> dict[str, object]:
     """What decides a frozen tower's features."""
     entry = dataclasses.asdict(tower)
-    return {key: value for key, value in entry.items() if key != "train"}
+    return {key: value for key, value in entry.items() if key not in HOW_IT_IS_TUNED}
 
 
 def saved_architectures(features_dir: Path) -> dict[str, dict[str, Any]]:
     """What `Backbone.architecture()` said of the towers whose features these are."""
     index: dict[str, dict[str, Any]] = json.loads((features_dir / INDEX_FILE).read_text())
     return index["architectures"]
+
+
+def saved_digests(features_dir: Path) -> dict[str, str] | None:
+    """Modality → what its features are of, see `feature_parts.py`; None without features there."""
+    path = features_dir / INDEX_FILE
+    if not path.is_file():
+        return None
+    digests: dict[str, str] | None = json.loads(path.read_text()).get("digests")
+    return digests
 
 
 @dataclass(frozen=True)
@@ -93,15 +103,18 @@ class FeatureCache:
         features, masks = {}, {}
         for name, tower in towers.items():
             found, expected = index["towers"].get(name), tower_fingerprint(tower)
+            if found is not None:  # of an older version, which knew fewer settings
+                found = tower_fingerprint(TowerConfig(**found))
             if found != expected:
                 raise ValueError(
                     f"{features_dir}: features of {name} are of tower {found}, expected "
                     f"{expected}; {again}"
                 )
-            if tower.train != "frozen":
+            if not tower.fixed_features:
                 raise ValueError(
-                    f"model.towers.{name}.train is {tower.train!r}, but data.features_dir gives "
-                    "cached features; set it to frozen, or take data.features_dir out"
+                    f"model.towers.{name}: train is {tower.train!r} and frames_pool "
+                    f"{tower.frames_pool!r}, but data.features_dir gives cached features; set them "
+                    "to frozen and mean, or take data.features_dir out"
                 )
             features[name] = np.load(features_dir / f"{name}.npy", "r", allow_pickle=False)
             masks[name] = np.load(features_dir / f"{name}.mask.npy", allow_pickle=False)
@@ -114,10 +127,12 @@ class FeatureCache:
         dataset: Dataset,
         towers: Mapping[str, TowerConfig],
         architectures: Mapping[str, dict[str, Any]],
+        digests: Mapping[str, str],
     ) -> None:
         """Write features.json, last of all."""
         index = {
             "architectures": dict(architectures),
+            "digests": dict(digests),
             "content": content_fingerprint(dataset),
             "towers": {name: tower_fingerprint(tower) for name, tower in towers.items()},
         }

@@ -1,21 +1,29 @@
-"""`python -m pretrain features`: the features of frozen towers, computed once."""
+"""`python -m pretrain features`: the features of frozen towers, computed once.
+
+Started many times at once (torchrun, srun) every process takes its part of the
+items; whoever finishes last joins the parts. Started again after a stop, it does what is missing.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
-from typing import Any
+import shutil
+from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data_prep.dataset import open_dataset
+from data_prep.dataset import Dataset, open_dataset
+from pretrain.backbone import Backbone
 from pretrain.data import DataConfig
 from pretrain.export import BACKBONES_FILE
-from pretrain.feature_cache import INDEX_FILE, FeatureCache
+from pretrain.feature_cache import INDEX_FILE, FeatureCache, saved_digests
+from pretrain.feature_parts import PARTS_DIR, FeatureParts, Share, features_digest
 from pretrain.item_loader import ItemLoader, preprocessors_of, vector_widths_of
 from pretrain.model import ModelConfig
 from pretrain.towers import build_backbone
@@ -38,48 +46,111 @@ def compute_features(model: ModelConfig, *, config: DataConfig) -> None:
     dataset_dir, out_dir = config.dataset_dir, config.features_dir
     if out_dir is None:
         raise ValueError("data.config.features_dir is not set: there the features would go")
-    tuned = [name for name, tower in model.towers.items() if tower.train != "frozen"]
+    tuned = [name for name, tower in model.towers.items() if not tower.fixed_features]
     if tuned:
-        raise ValueError(f"towers {tuned} are tuned: only frozen towers have fixed features")
+        raise ValueError(
+            f"towers {tuned} are tuned: only frozen towers, and frames pooled by their mean, have "
+            "fixed features"
+        )
     dataset = open_dataset(dataset_dir)
     threads = int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads()))
     torch.set_num_threads(threads)
-    where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    backbones = _build(model, dataset, seed=config.seed)
+    digests = {
+        name: features_digest(dataset, model.towers[name], one) for name, one in backbones.items()
+    }
+    parts = {
+        name: FeatureParts(
+            out_dir / PARTS_DIR / f"{name}-{digests[name][:16]}", dataset.num_items, one.width
+        )
+        for name, one in backbones.items()
+    }
+    if saved_digests(out_dir) == digests:
+        log.info("%s: the features of these towers and items are there", out_dir)
+        return
     out_dir.mkdir(parents=True, exist_ok=True)
-    (out_dir / INDEX_FILE).unlink(missing_ok=True)
-    given, preprocessors = vector_widths_of(dataset), preprocessors_of(dataset, model.towers)
-    weights: dict[str, Tensor] = {}
-    architectures: dict[str, dict[str, Any]] = {}
+    share = Share.of_launcher()
+    preprocessors = preprocessors_of(dataset, model.towers)
+    for name, backbone in backbones.items():
+        items = ItemLoader(dataset, preprocessors={name: preprocessors[name]})
+        mine = [part for part in parts[name].missing() if share.takes(part)]
+        for part in track(mine, description=f"features of {name}"):
+            _compute_part(name, part, backbone=backbone.to(_device()), items=items, out=parts[name])
+    with FileLock(out_dir / ".lock"):
+        if saved_digests(out_dir) == digests:  # another process was quicker
+            shutil.rmtree(out_dir / PARTS_DIR, ignore_errors=True)
+            return
+        lacking = {name: len(missing) for name, one in parts.items() if (missing := one.missing())}
+        if lacking:
+            log.info("%s: parts that other processes compute: %s", out_dir, lacking)
+            return
+        _join(out_dir, parts, dataset=dataset, model=model, backbones=backbones, digests=digests)
+
+
+def _build(model: ModelConfig, dataset: Dataset, *, seed: int) -> dict[str, Backbone]:
+    """Every tower, the same on every process."""
+    given = vector_widths_of(dataset)
+    backbones = {}
     for name, tower in model.towers.items():
-        torch.manual_seed(config.seed)
-        backbone = build_backbone(name, tower, given_width=given.get(name)).eval().to(where)
-        architectures[name] = backbone.architecture()
+        torch.manual_seed(seed)
+        backbones[name] = build_backbone(name, tower, given_width=given.get(name)).eval()
+    return backbones
+
+
+def _device() -> torch.device:
+    """This process's GPU of the node, if there is one."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    local = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
+    return torch.device("cuda", int(local) % torch.cuda.device_count())
+
+
+def _compute_part(
+    name: str, part: int, *, backbone: Backbone, items: ItemLoader, out: FeatureParts
+) -> None:
+    """Run one tower over one part's items."""
+    rows_of_part = out.rows(part)
+    features = np.zeros((len(rows_of_part), out.width), np.float16)
+    mask = np.zeros(len(rows_of_part), bool)
+    for start in range(0, len(rows_of_part), BATCH_SIZE):
+        rows = np.asarray(rows_of_part[start : start + BATCH_SIZE])
+        batch = items.load(rows)
+        present = batch.presence[name].numpy()
+        places = np.arange(start, start + len(rows))
+        if present.any():
+            inputs = {key: value.to(_device()) for key, value in batch.inputs[name].items()}
+            features[places[present]] = backbone(**inputs).half().cpu().numpy()
+        mask[places] = present
+    out.write(part, features, mask)
+
+
+def _join(
+    out_dir: Path,
+    parts: dict[str, FeatureParts],
+    *,
+    dataset: Dataset,
+    model: ModelConfig,
+    backbones: dict[str, Backbone],
+    digests: dict[str, str],
+) -> None:
+    """All parts → the cache, features.json last."""
+    (out_dir / INDEX_FILE).unlink(missing_ok=True)
+    weights: dict[str, Tensor] = {}
+    for name, backbone in backbones.items():
+        count = parts[name].join(out_dir, name=name)
+        log.info("%s: %d of %d items, width %d", name, count, dataset.num_items, backbone.width)
         weights |= {
             f"item_encoder.backbones.{name}.{key}": value.contiguous().clone().cpu()
             for key, value in backbone.state_dict().items()
         }
-        items = ItemLoader(dataset, preprocessors={name: preprocessors[name]})
-        array = np.lib.format.open_memmap(
-            out_dir / f"{name}.npy.tmp",
-            mode="w+",
-            dtype=np.float16,
-            shape=(dataset.num_items, backbone.width),
-        )
-        mask = np.zeros(dataset.num_items, bool)
-        starts = range(0, dataset.num_items, BATCH_SIZE)
-        for start in track(starts, description=f"features of {name}"):
-            rows = np.arange(start, min(start + BATCH_SIZE, dataset.num_items))
-            batch = items.load(rows)
-            present = batch.presence[name].numpy()
-            if present.any():
-                inputs = {key: value.to(where) for key, value in batch.inputs[name].items()}
-                array[rows[present]] = backbone(**inputs).half().cpu().numpy()
-            mask[rows] = present
-        array.flush()
-        (out_dir / f"{name}.npy.tmp").replace(out_dir / f"{name}.npy")
-        np.save(out_dir / f"{name}.mask.npy", mask)
-        log.info("%s: %d of %d items, width %d", name, mask.sum(), len(mask), backbone.width)
-    save_file(weights, out_dir / BACKBONES_FILE)
+    temporary = out_dir / (BACKBONES_FILE + ".tmp")
+    save_file(weights, temporary)
+    temporary.replace(out_dir / BACKBONES_FILE)
     FeatureCache.write_index(
-        out_dir, dataset=dataset, towers=model.towers, architectures=architectures
+        out_dir,
+        dataset=dataset,
+        towers=model.towers,
+        architectures={name: one.architecture() for name, one in backbones.items()},
+        digests=digests,
     )
+    shutil.rmtree(out_dir / PARTS_DIR)

@@ -136,8 +136,8 @@ class ItemEncoder(nn.Module):
                 adapter.calibrate(self.features(modality, items.inputs[modality]))
         self.train()
 
-    def forward(self, items: ItemBatch) -> ItemVectors:
-        """Encode n items."""
+    def forward(self, items: ItemBatch, *, dropped_nM: Tensor | None = None) -> ItemVectors:
+        """Encode n items; the fusion does without what is marked in `dropped_nM`."""
         tokens, alone = [], {}
         for modality in self.modalities:
             projected_pD = self.adapters[modality](self.features(modality, items.inputs[modality]))
@@ -150,5 +150,7 @@ class ItemEncoder(nn.Module):
             tokens.append(token_nD)
             alone[modality] = F.normalize(token_nD.float(), dim=-1)
         presence_nM = torch.stack([items.presence[m] for m in self.modalities], dim=1)
+        if dropped_nM is not None:
+            presence_nM = presence_nM & ~dropped_nM
         fused_nD, gate_nM = self.fusion(torch.stack(tokens, dim=1), presence_nM)
         return ItemVectors(F.normalize(fused_nD.float(), dim=-1), alone, gate_nM)

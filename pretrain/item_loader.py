@@ -13,10 +13,12 @@ from torch import Tensor
 
 from data_prep.content import ItemContent
 from data_prep.dataset import Dataset
-from data_prep.records import decode_npy, vector_member
+from data_prep.records import SOUND_PREFIX, decode_npy, frame_member, vector_member
+from data_prep.sounds import SUFFIXES
 from pretrain.batch import ItemBatch
 from pretrain.feature_cache import FeatureCache
 from pretrain.preprocess import (
+    FramesPreprocessor,
     Inputs,
     Jpeg,
     PicturePreprocessor,
@@ -25,12 +27,16 @@ from pretrain.preprocess import (
     TextPreprocessor,
     build_preprocessors,
 )
+from pretrain.sound_decoding import SoundPreprocessor
 from pretrain.towers import TowerConfig
 
 log = logging.getLogger(__name__)
 
 CHECKED_TEXTS = 64
 """Items whose stored token ids are compared with the tower's own tokenizer."""
+
+
+SOUND_SUFFIXES = sorted(set(SUFFIXES.values()))
 
 
 class ItemLoader:
@@ -57,6 +63,7 @@ class ItemLoader:
         self.cached_features = features
         self._free_bytes = cache_mb << 20
         self._decoded: dict[int, Pixels] = {}
+        self._stored_frames = dataset.manifest.modalities.get("frames", {}).get("max_frames", 0)
         text = preprocessors.get("text")
         self._stored_ids = isinstance(text, TextPreprocessor) and self._has_ids_of(text, dataset)
 
@@ -71,6 +78,10 @@ class ItemLoader:
         for name, one in self.preprocessors.items():
             if isinstance(one, PicturePreprocessor):
                 made = self._pictures(asked, one)
+            elif isinstance(one, FramesPreprocessor):
+                made = one.batch([self._frames(row, one) for row in asked])
+            elif isinstance(one, SoundPreprocessor):
+                made = one.batch([self._sound(row) for row in asked])
             elif isinstance(one, TextPreprocessor):
                 made = self._texts(asked, one)
             else:
@@ -96,6 +107,23 @@ class ItemLoader:
             if row not in self._decoded and picture.nbytes <= self._free_bytes:
                 self._decoded[row] = picture.copy()
                 self._free_bytes -= picture.nbytes
+
+    def _frames(self, row: int, preprocessor: FramesPreprocessor) -> list[Jpeg]:
+        """The frames of an item that its tower reads; they are numbered without gaps."""
+        found: list[Jpeg] = []
+        for number in range(self._stored_frames):
+            frame = self.content.member(frame_member(number), row)
+            if frame is None:
+                break
+            found.append(frame)
+        return [found[number] for number in preprocessor.chosen(len(found))]
+
+    def _sound(self, row: int) -> bytes | memoryview | None:
+        for suffix in SOUND_SUFFIXES:
+            clip = self.content.member(SOUND_PREFIX + suffix, row)
+            if clip is not None:
+                return clip
+        return None
 
     def _texts(self, rows: list[int], preprocessor: TextPreprocessor) -> Inputs:
         if not self._stored_ids:

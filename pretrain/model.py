@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pretrain.item_encoder import ItemEncoder, ItemVectors
 from pretrain.towers import Backbone, TowerConfig
 from pretrain.user_encoder import UserEncoder, UserEncoderConfig
+from pretrain.user_features import UserColumn
 
 MAX_SCALE = 100.0
 
@@ -40,6 +41,10 @@ class ModelConfig:
     id_dropout: float = 0.5
     """Share of items whose id is hidden in a step, so that content alone works on new items."""
 
+    modality_dropout: float = 0.0
+    """Share of the modalities of items that are hidden from the fusion in a step, as if the item
+    lacked them; an item's last one never is. It keeps one modality from doing all the work."""
+
     temperature: float = 0.07
     """Softmax temperature at step 0; learnt in log space from there, bounded below by 0.01."""
 
@@ -50,6 +55,10 @@ class ModelConfig:
             raise ValueError(
                 f"model: width must be >= 1, dropout in [0, 1) and id_dropout in [0, 1], got "
                 f"{self.width}, {self.dropout}, {self.id_dropout}"
+            )
+        if not 0 <= self.modality_dropout < 1:
+            raise ValueError(
+                f"model.modality_dropout must be in [0, 1), got {self.modality_dropout}"
             )
         if not 1 / MAX_SCALE <= self.temperature <= 10:
             raise ValueError(
@@ -82,13 +91,14 @@ class TwoSpaceModel(nn.Module):
         backbones: Mapping[str, Backbone],
         feature_widths: Mapping[str, int],
         num_items: int,
+        user_columns: Sequence[UserColumn] = (),
     ) -> None:
         super().__init__()
         self.config = config
         self.item_encoder = ItemEncoder(
             backbones, feature_widths=feature_widths, width=config.width, dropout=config.dropout
         )
-        self.user_encoder = UserEncoder(config.user, width=config.width)
+        self.user_encoder = UserEncoder(config.user, width=config.width, columns=user_columns)
         self.ids: nn.Embedding | None = None
         if config.ids != "none":
             self.ids = nn.Embedding(num_items, config.width)
@@ -120,9 +130,18 @@ class TwoSpaceModel(nn.Module):
                 item_nD = nn.functional.normalize(item_nD + id_nD, dim=-1)
         return item_nD, event_nD
 
-    def encode_histories(self, event_nD: Tensor, *, history_BL: Tensor, times_BL: Tensor) -> Tensor:
+    def encode_histories(
+        self,
+        event_nD: Tensor,
+        *,
+        history_BL: Tensor,
+        times_BL: Tensor,
+        users_BC: Tensor | None = None,
+    ) -> Tensor:
         """States [B, L + 1, D] of histories given as positions in `event_nD`, -1 after the last."""
         mask_BL = history_BL >= 0
         events_BLD = event_nD[history_BL.clamp(min=0)]
-        states: Tensor = self.user_encoder(events_BLD, mask_BL=mask_BL, times_BL=times_BL)
+        states: Tensor = self.user_encoder(
+            events_BLD, mask_BL=mask_BL, times_BL=times_BL, users_BC=users_BC
+        )
         return states

@@ -82,7 +82,11 @@ class PretrainModule(pl.LightningModule):
             widths = self.data.features.widths
         num_items = self.data.dataset.num_items
         self.model = TwoSpaceModel(
-            self.encoders, backbones=backbones, feature_widths=widths, num_items=num_items
+            self.encoders,
+            backbones=backbones,
+            feature_widths=widths,
+            num_items=num_items,
+            user_columns=self.data.user_columns,
         )
         rows = np.linspace(0, num_items - 1, min(num_items, CALIBRATION_ITEMS)).astype(np.int64)
         self.model.item_encoder.calibrate(self.data.items.load(rows))
@@ -115,6 +119,7 @@ class PretrainModule(pl.LightningModule):
                 for name, adapter in self.model.item_encoder.adapters.items()
                 if isinstance(adapter, Adapter)
             },
+            user_columns=self.data.user_columns,
         )
         replace_file(run_dir / RUN_FILE, run.to_json().encode())
 
@@ -212,7 +217,10 @@ class PretrainModule(pl.LightningModule):
         assert self.model is not None
         with self.autocast():
             states_BSD = self.model.encode_histories(
-                self._event_ND, history_BL=batch.history_BL, times_BL=batch.times_BL
+                self._event_ND,
+                history_BL=batch.history_BL,
+                times_BL=batch.times_BL,
+                users_BC=batch.users_BC,
             )
         length_B = (batch.history_BL >= 0).sum(1)
         user_BD = states_BSD[torch.arange(len(length_B), device=self.device), length_B]

@@ -16,8 +16,10 @@ from torch import Tensor
 from pretrain.alignments import content_content, item_item, user_item
 from pretrain.batch import Batch
 from pretrain.chunked_encoding import encode_in_chunks
+from pretrain.gate_balance import gate_balance
 from pretrain.loss_state import LossState
 from pretrain.losses import ramped
+from pretrain.modality_dropout import dropped_modalities, row_hash
 from pretrain.model import TwoSpaceModel
 from pretrain.negatives import NegativesConfig
 
@@ -51,6 +53,10 @@ class LossConfig(NegativesConfig):
     """Items encoded at a time, their activations made again in the backward (GradCache); 0: all
     at once."""
 
+    gate_balance_weight: float = 0.0
+    """Weight of the term that keeps the fusion's mean gate even over an item's modalities; 0 is
+    off. Turn it on where `health` warns that a modality is ignored, e.g. with 0.1."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("user_item", "behaviour", "pair"):
@@ -60,8 +66,9 @@ class LossConfig(NegativesConfig):
                     f"loss: {name}_weight and {name}_ramp_steps must not be negative, got {weight} "
                     f"and {steps}"
                 )
-        if self.encode_chunk < 0:
-            raise ValueError(f"loss.encode_chunk must not be negative, got {self.encode_chunk}")
+        for name in ("encode_chunk", "gate_balance_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"loss.{name} must not be negative, got {getattr(self, name)}")
 
     def state(self, *, width: int, temperature: float) -> LossState:
         """What these losses learn or remember beside a model of this width.
@@ -93,10 +100,7 @@ class Objective:
 
 def hidden_ids(rows_n: Tensor, *, step: int, share: float) -> Tensor:
     """Which items' ids are hidden in a step: a hash of (row, step), the same on every rank."""
-    mixed_n = (rows_n + 1) * 2654435761 + (step + 1) * 40503 * 65537
-    mixed_n = (mixed_n ^ (mixed_n >> 15)) * 2246822519 & 0xFFFFFFFF
-    mixed_n = (mixed_n ^ (mixed_n >> 13)) * 3266489917 & 0xFFFFFFFF
-    return (mixed_n ^ (mixed_n >> 16)) < share * 2**32
+    return row_hash(rows_n, step=step) < share * 2**32
 
 
 def objective(
@@ -121,14 +125,22 @@ def objective(
         pair_probability_N: the same for the targets of item-item pairs.
     """
     rows_n = batch.items.rows_n
+    seen_nM = torch.stack([batch.items.presence[m] for m in model.item_encoder.modalities], 1)
+    dropped_nM = dropped_modalities(rows_n, seen_nM, step=step, share=model.config.modality_dropout)
+    seen_nM = seen_nM & ~dropped_nM
     if config.encode_chunk:
-        vectors = encode_in_chunks(model.item_encoder, batch.items, chunk_items=config.encode_chunk)
+        vectors = encode_in_chunks(
+            model.item_encoder, batch.items, dropped_nM=dropped_nM, chunk_items=config.encode_chunk
+        )
     else:
-        vectors = model.item_encoder(batch.items)
+        vectors = model.item_encoder(batch.items, dropped_nM=dropped_nM)
     hidden_n = hidden_ids(rows_n, step=step, share=model.config.id_dropout)
     item_nD, event_nD = model.encode_items(vectors, rows_n, hidden_n=hidden_n)
     states_BSD = model.encode_histories(
-        event_nD, history_BL=batch.history_BL, times_BL=batch.times_BL
+        event_nD,
+        history_BL=batch.history_BL,
+        times_BL=batch.times_BL,
+        users_BC=batch.users_BC,
     )
     aligned = user_item(
         states_BSD,
@@ -176,8 +188,11 @@ def objective(
         loss = loss + weight * torch.stack(list(pairs.values())).mean()
         report |= pairs
         report |= {"content_weight": torch.tensor(weight), "content_scale": scale}
-    present_n = torch.stack([batch.items.presence[m] for m in model.item_encoder.modalities], 1)
+    if config.gate_balance_weight:
+        balance = gate_balance(vectors.gate_nM, seen_nM, rows_n=rows_n)
+        loss = loss + config.gate_balance_weight * balance
+        report["gate_balance"] = balance
     for number, name in enumerate(model.item_encoder.modalities):
-        gate_n = vectors.gate_nM[:, number][present_n[:, number]]
+        gate_n = vectors.gate_nM[:, number][seen_nM[:, number]]
         report[f"gate_{name}"] = gate_n.mean() if len(gate_n) else gate_n.sum()
     return Objective(loss, {name: value.detach() for name, value in report.items()})

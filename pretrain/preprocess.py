@@ -22,6 +22,7 @@ from data_prep.settings import TokenConfig
 from data_prep.tokens import OPEN_CLIP, encode_texts, join_texts, resolve_package
 from pretrain.batch import ItemBatch
 from pretrain.buffers import BufferPool
+from pretrain.sound_decoding import SoundPreprocessor
 from pretrain.towers import TowerConfig
 
 MAX_PIXELS = 50_000_000
@@ -98,6 +99,30 @@ class PicturePreprocessor:
         """Nothing beyond the config."""
 
 
+class FramesPreprocessor:
+    """Several pictures an item → `pixels` uint8 [f, 3, size, size], and `item` [f], its owner."""
+
+    def __init__(self, config: TowerConfig, *, threads: int = 1) -> None:
+        self.config = config
+        self._pictures = PicturePreprocessor(config, threads=threads)
+
+    def chosen(self, count: int) -> list[int]:
+        """Which of an item's `count` frames are read: at most `max_frames`, evenly spread."""
+        read = min(count, self.config.max_frames)
+        return [(2 * place + 1) * count // (2 * read) for place in range(read)]
+
+    def batch(self, frames: Sequence[Sequence[Jpeg]]) -> Inputs:
+        """Inputs of n items' chosen frames, empty where there are none."""
+        flat = [frame for one in frames for frame in one]
+        inputs, _ = self._pictures.batch(flat)
+        counts = [len(one) for one in frames if one] or [1]
+        inputs["item"] = torch.repeat_interleave(torch.tensor(counts))
+        return inputs, torch.tensor([bool(one) for one in frames])
+
+    def save(self, folder: Path) -> None:
+        """Nothing beyond the config."""
+
+
 class TextPreprocessor:
     """Title, description, … joined → `tokens` and `attention`, int64 [p, max_tokens]."""
 
@@ -169,7 +194,13 @@ class VectorPreprocessor:
         """Nothing beyond the config."""
 
 
-Preprocessor = PicturePreprocessor | TextPreprocessor | VectorPreprocessor
+Preprocessor = (
+    PicturePreprocessor
+    | FramesPreprocessor
+    | SoundPreprocessor
+    | TextPreprocessor
+    | VectorPreprocessor
+)
 
 
 def _presence(content: Sequence[object]) -> Tensor:
@@ -184,7 +215,7 @@ def build_preprocessors(
     tokenizer_dir: Path | None = None,
     threads: int = 1,
 ) -> dict[str, Preprocessor]:
-    """One preprocessor a tower, by modality; `threads` decode pictures."""
+    """One preprocessor a tower, by modality; `threads` decode pictures and sound."""
     text = partial(TextPreprocessor, fields=text_fields, tokenizer_dir=tokenizer_dir)
     built: dict[str, Preprocessor] = {}
     for modality, config in towers.items():
@@ -192,6 +223,10 @@ def build_preprocessors(
             built[modality] = VectorPreprocessor(modality, width=vector_widths[modality])
         elif modality == "image":
             built[modality] = PicturePreprocessor(config, threads=threads)
+        elif modality == "frames":
+            built[modality] = FramesPreprocessor(config, threads=threads)
+        elif modality == "sound":
+            built[modality] = SoundPreprocessor(config, threads=threads)
         else:
             built[modality] = text(config)
     return built
@@ -206,6 +241,12 @@ def prepare_records(
     for name, one in preprocessors.items():
         if isinstance(one, PicturePreprocessor):
             made = one.batch([record.image for record in records])
+        elif isinstance(one, FramesPreprocessor):
+            made = one.batch(
+                [[each.frames[k] for k in one.chosen(len(each.frames))] for each in records]
+            )
+        elif isinstance(one, SoundPreprocessor):
+            made = one.batch([record.sound for record in records])
         elif isinstance(one, TextPreprocessor):
             made = one.batch([one.join(record.texts) for record in records])
         else:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,9 @@ from pretrain.model import ModelConfig, TwoSpaceModel
 from pretrain.preprocess import Preprocessor, build_preprocessors, prepare_records
 from pretrain.towers import TowerConfig, build_backbone
 from pretrain.user_encoder import UserEncoderConfig
+from pretrain.user_features import UserColumn, encode_users, unknown_users
+
+log = logging.getLogger(__name__)
 
 RELEASE_FORMAT = "triptych-release"
 RELEASE_VERSION = 1
@@ -62,6 +66,9 @@ class ReleaseConfig:
     valid_start: int
     """The cut-off of the dataset that was trained on, unix milliseconds."""
 
+    user_columns: tuple[UserColumn, ...] = ()
+    """User features that the user encoder reads, with their vocabularies."""
+
     format: str = RELEASE_FORMAT
     version: int = RELEASE_VERSION
 
@@ -87,6 +94,7 @@ class ReleaseConfig:
         model["towers"] = {name: TowerConfig(**one) for name, one in model["towers"].items()}
         model["user"] = UserEncoderConfig(**model["user"])
         entry["model"] = ModelConfig(**model)
+        entry["user_columns"] = tuple(UserColumn(**one) for one in entry.get("user_columns", ()))
         entry["text_fields"] = tuple(entry["text_fields"])
         return cls(**entry)
 
@@ -101,6 +109,7 @@ class Release:
         self.folder = folder
         self.model = model.eval().requires_grad_(False)
         self.item_ids = item_ids
+        self._said_unknown = False
         self.preprocessors: dict[str, Preprocessor] = build_preprocessors(
             config.model.towers,
             text_fields=config.text_fields,
@@ -153,7 +162,13 @@ class Release:
 
     @torch.inference_mode()
     def encode_histories(
-        self, event_ND: Tensor, history_BL: Tensor, times_BL: Tensor, at_times_B: Tensor
+        self,
+        event_ND: Tensor,
+        history_BL: Tensor,
+        times_BL: Tensor,
+        at_times_B: Tensor,
+        *,
+        users: pa.Table | None = None,
     ) -> Tensor:
         """Users' unit vectors [B, D] at a moment.
 
@@ -164,6 +179,8 @@ class Release:
                 their latest `history_length` events. Empty histories are fine.
             times_BL: unix milliseconds of the events.
             at_times_B: the moment; no event may be at or after it.
+            users: B rows of users.parquet with the features that training read; without them
+                nothing is taken to be known of the users.
 
         Raises:
             ValueError: an event at or after its moment.
@@ -184,7 +201,21 @@ class Release:
             place_BL = place_BL.clamp(max=history_BL.shape[1] - 1)
             history_BL = torch.where(inside_BL, history_BL.gather(1, place_BL), -1)
             times_BL = torch.where(inside_BL, times_BL.gather(1, place_BL), 0)
-        states_BSD = self.model.encode_histories(event_ND, history_BL=history_BL, times_BL=times_BL)
+        columns = self.config.user_columns
+        if columns and users is None and not self._said_unknown:
+            self._said_unknown = True
+            log.warning(
+                "%s reads the user features %s, and no users were given: all count as unknown",
+                *(self.folder, [column.name for column in columns]),
+            )
+        users_BC = (
+            unknown_users(len(history_BL), columns)
+            if users is None
+            else encode_users(users, columns)
+        )
+        states_BSD = self.model.encode_histories(
+            event_ND, history_BL=history_BL, times_BL=times_BL, users_BC=users_BC
+        )
         count_B = (history_BL >= 0).sum(1)
         return states_BSD[torch.arange(len(count_B)), count_B]
 
@@ -233,6 +264,7 @@ def build_released_model(config: ReleaseConfig) -> TwoSpaceModel:
         backbones=backbones,
         feature_widths=config.feature_widths,
         num_items=config.num_items,
+        user_columns=config.user_columns,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, Ri
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
+from pretrain.health_monitor import HealthConfig, HealthMonitor
 from pretrain.stop import StopOnSignal
 
 LAST = "last.ckpt"
@@ -35,6 +36,9 @@ class RunConfig:
 
     checkpoint_steps: int | None = None
     """Save `last` every so many optimizer steps too; null saves after each epoch only."""
+
+    health: HealthConfig = field(default_factory=HealthConfig)
+    """How the modalities share the space, measured while training."""
 
     progress_bar: bool = True
     """Show a progress bar."""
@@ -63,6 +67,8 @@ class RunConfig:
         """Checkpoints, orderly stop, learning rate, progress bar."""
         folder = self.dir / "checkpoints"
         callbacks: list[Callback] = [StopOnSignal(folder / LAST), LearningRateMonitor()]
+        if self.health.every_steps:
+            callbacks.append(HealthMonitor(self.health))
         if self.monitor is not None:
             best = ModelCheckpoint(
                 folder,

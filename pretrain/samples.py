@@ -141,6 +141,17 @@ class Samples:
     targets_BT: Int64
     states_BT: Int64
 
+    def without_padding(self) -> Samples:
+        """Histories and targets cut to the longest of them: events come first, padding last."""
+        events = max(1, int((self.history_BL >= 0).sum(1).max(initial=0)))
+        targets = max(1, int((self.targets_BT >= 0).sum(1).max(initial=0)))
+        return Samples(
+            self.history_BL[:, :events],
+            self.times_BL[:, :events],
+            self.targets_BT[:, :targets],
+            self.states_BT[:, :targets],
+        )
+
 
 def draw_samples(
     log: EventLog,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,16 +10,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.user_blocks import Block, HstuBlock
+from pretrain.user_features import UserColumn, UserFeatures
+
 MS_PER_HOUR = 3_600_000
 NUM_GAP_BUCKETS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class UserEncoderConfig:
-    """A causal transformer over the history (SASRec, Kang & McAuley 2018)."""
+    """A causal encoder of the history: SASRec (Kang & McAuley 2018) or HSTU (Zhai et al. 2024)."""
+
+    attention: Literal["sasrec", "hstu"] = "sasrec"
+    """`sasrec`: softmax attention and an MLP; `hstu`: gated attention without a softmax, which
+    sees the distances in place and time of any two events."""
+
+    fusion: Literal["add", "nova"] = "add"
+    """How places, time gaps and user features meet the item vectors: added to them, or as in NOVA
+    only to queries and keys, so that values stay pure."""
+
+    features: tuple[str, ...] = ()
+    """Feature columns of users.parquet (categorical, numeric) that the encoder reads."""
 
     layers: int = 2
-    """Transformer blocks."""
+    """Blocks."""
 
     heads: int = 4
     """Attention heads; must divide the shared width."""
@@ -33,6 +48,7 @@ class UserEncoderConfig:
     """`time`: events in order, with positions and time gaps; `set`: order unknown (a basket)."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "features", tuple(self.features))  # a list where JSON was read
         if self.layers < 0 or self.heads < 1 or self.history_length < 1:
             raise ValueError(
                 "user encoder: layers must be >= 0, heads and history_length >= 1, got "
@@ -42,36 +58,6 @@ class UserEncoderConfig:
             raise ValueError(f"user encoder: dropout must be in [0, 1), got {self.dropout}")
 
 
-class Block(nn.Module):
-    """Pre-norm attention and MLP on PyTorch's scaled dot-product attention."""
-
-    def __init__(self, width: int, *, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.dropout = dropout
-        self.norm_1 = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        self.norm_2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.Dropout(dropout)
-        )
-
-    def forward(self, x_BSD: Tensor, *, allowed_BSS: Tensor) -> Tensor:
-        """Attend where `allowed_BSS` is True."""
-        q, k, v = self.qkv(self.norm_1(x_BSD)).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        attended = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            attn_mask=allowed_BSS[:, None],
-            dropout_p=self.dropout if self.training else 0.0,
-        )
-        x_BSD = x_BSD + self.out(attended.transpose(1, 2).flatten(-2))
-        x_BSD = x_BSD + self.mlp(self.norm_2(x_BSD))
-        return x_BSD
-
-
 class UserEncoder(nn.Module):
     """States 0 … L of a user: state s has seen the first s events, state 0 none.
 
@@ -79,8 +65,16 @@ class UserEncoder(nn.Module):
     content kNN, and training can only move away from it where that pays.
     """
 
-    def __init__(self, config: UserEncoderConfig, *, width: int) -> None:
+    def __init__(
+        self, config: UserEncoderConfig, *, width: int, columns: Sequence[UserColumn] = ()
+    ) -> None:
+        """`columns` are those of `config.features`, with their vocabularies."""
         super().__init__()
+        if tuple(column.name for column in columns) != config.features:
+            raise ValueError(
+                f"user encoder: found columns {[column.name for column in columns]}, expected "
+                f"{list(config.features)}; fit them with fit_user_columns"
+            )
         if width % config.heads:
             raise ValueError(f"user encoder: {config.heads} heads do not divide width {width}")
         self.config = config
@@ -88,37 +82,75 @@ class UserEncoder(nn.Module):
         self.position_SD = nn.Parameter(torch.randn(config.history_length + 1, width) * 0.02)
         self.gap = nn.Embedding(NUM_GAP_BUCKETS, width)
         nn.init.normal_(self.gap.weight, std=0.02)
-        self.blocks = nn.ModuleList(
-            Block(width, heads=config.heads, dropout=config.dropout) for _ in range(config.layers)
-        )
+        self.features = UserFeatures(columns, width=width) if columns else None
+        self.blocks = nn.ModuleList(self._block(width) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, width)
         self.mean_weight = nn.Parameter(torch.ones(1))  # not 0-dim: DeepSpeed cannot broadcast that
         nn.init.normal_(self.out.weight, std=0.02)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, events_BLD: Tensor, *, mask_BL: Tensor, times_BL: Tensor) -> Tensor:
+    def _block(self, width: int) -> nn.Module:
+        config = self.config
+        nova = config.fusion == "nova"
+        if config.attention == "sasrec":
+            return Block(width, heads=config.heads, dropout=config.dropout, nova=nova)
+        return HstuBlock(
+            width,
+            heads=config.heads,
+            dropout=config.dropout,
+            num_states=config.history_length + 1,
+            in_time=config.order == "time",
+            nova=nova,
+        )
+
+    def forward(
+        self,
+        events_BLD: Tensor,
+        *,
+        mask_BL: Tensor,
+        times_BL: Tensor,
+        users_BC: Tensor | None = None,
+    ) -> Tensor:
         """Event vectors in time order → unit states [B, L + 1, D].
 
         Args:
             events_BLD: one vector an event, anything where masked.
             mask_BL: True where there is an event; events come first, padding last.
             times_BL: unix milliseconds.
+            users_BC: the users' features, see `user_features.py`; state 0 is their token, whatever
+                the fusion, so that users without a history are told apart too.
         """
-        in_time = self.config.order == "time"
+        in_time, nova = self.config.order == "time", self.config.fusion == "nova"
         events_BLD = events_BLD * mask_BL[..., None]
         start_B1D = self.start_D.expand(len(events_BLD), 1, -1)
+        side_BSD = start_B1D.new_zeros(1, 1, 1)
+        if self.features is not None:
+            assert users_BC is not None, "user features"
+            side_BSD = self.features(users_BC)[:, None]
+            start_B1D = start_B1D + side_BSD
         x_BSD = torch.cat([start_B1D.to(events_BLD.dtype), events_BLD], dim=1)
         seen_BS = F.pad(mask_BL, (1, 0), value=True)
         num_states = x_BSD.shape[1]
         allowed_BSS = seen_BS[:, None, :].expand(-1, num_states, -1)
         if in_time:
             gap_BLD = self.gap(self._gap_buckets(times_BL))
-            x_BSD = x_BSD + self.position_SD[:num_states] + F.pad(gap_BLD, (0, 0, 1, 0))
+            moments_BSD = self.position_SD[:num_states] + F.pad(gap_BLD, (0, 0, 1, 0))
+            if nova:
+                side_BSD = side_BSD + moments_BSD
+            else:
+                x_BSD = x_BSD + moments_BSD
             causal_SS = torch.ones(num_states, num_states, dtype=torch.bool, device=x_BSD.device)
             allowed_BSS = allowed_BSS & causal_SS.tril()
+        # State 0 is at the moment of the first event; no state sees a later moment than its own.
+        times_BS = torch.cat([times_BL[:, :1], times_BL], dim=1)
         for block in self.blocks:
-            x_BSD = block(x_BSD, allowed_BSS=allowed_BSS)
+            x_BSD = block(
+                x_BSD,
+                allowed_BSS=allowed_BSS,
+                side_BSD=side_BSD if nova else None,
+                times_BS=times_BS,
+            )
         mean_BSD = self._mean_seen(events_BLD, seen_BS, in_time=in_time)
         return F.normalize(
             (self.mean_weight * mean_BSD + self.out(self.norm(x_BSD))).float(), dim=-1

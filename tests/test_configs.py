@@ -34,6 +34,7 @@ PARSERS: dict[str, Callable[[Path], None]] = {
     "shard": lambda path: parse_data_prep("shard", path),
     "pretrain": parse_pretrain,
     "demo": parse_pretrain,
+    "tuned": parse_pretrain,
     "finetune": lambda path: parse_finetune("fit", path),
     "ladder": lambda path: parse_finetune("ladder", path),
 }

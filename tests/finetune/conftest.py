@@ -28,8 +28,16 @@ class FakeRelease:
         self.newest_event = newest_event
 
     def encode_histories(
-        self, event_ND: Tensor, history_BL: Tensor, times_BL: Tensor, at_times_B: Tensor
+        self,
+        event_ND: Tensor,
+        history_BL: Tensor,
+        times_BL: Tensor,
+        at_times_B: Tensor,
+        *,
+        users: pa.Table,
     ) -> Tensor:
+        assert len(users) == len(history_BL)
+        assert "age_group" in users.column_names
         assert bool(((times_BL < at_times_B[:, None]) | (history_BL < 0)).all())
         padded = torch.cat([event_ND, torch.zeros(1, event_ND.shape[1])])
         return F.normalize(padded[history_BL].sum(1), dim=1)

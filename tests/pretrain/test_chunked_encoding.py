@@ -36,8 +36,9 @@ def gradients(encoder: ItemEncoder, vectors: ItemVectors) -> dict[str, Tensor]:
 @pytest.mark.parametrize("chunk_items", [1, 4, 11, 100])
 def test_chunks_give_the_vectors_and_gradients_of_one_pass(chunk_items: int) -> None:
     items, whole, chunked = make_items(), make_encoder(dropout=0.0), make_encoder(dropout=0.0)
-    expected = whole(items)
-    found = encode_in_chunks(chunked, items, chunk_items=chunk_items)
+    dropped = torch.stack([torch.arange(11) % 4 == 3, torch.arange(11) % 4 == 1], dim=1)
+    expected = whole(items, dropped_nM=dropped)
+    found = encode_in_chunks(chunked, items, chunk_items=chunk_items, dropped_nM=dropped)
     torch.testing.assert_close(found.fused_nD, expected.fused_nD)
     torch.testing.assert_close(found.modality_nD, expected.modality_nD)
     torch.testing.assert_close(gradients(chunked, found), gradients(whole, expected))

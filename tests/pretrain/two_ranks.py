@@ -42,7 +42,7 @@ EVERYTHING = LossConfig(
     tile=4,
 )
 CASES = {
-    "default": LossConfig(pair_weight=0.5),
+    "default": LossConfig(pair_weight=0.5, gate_balance_weight=0.2),
     "everything": EVERYTHING,
     # The plain twin: all logits at once, all items encoded at once.
     "everything_plain": dataclasses.replace(EVERYTHING, tile=0, encode_chunk=0),
@@ -55,7 +55,14 @@ def make_model() -> TwoSpaceModel:
     torch.manual_seed(0)
     towers = {name: TowerConfig(library="given") for name in WIDTHS}
     user = UserEncoderConfig(layers=1, heads=2, dropout=0.0, history_length=LENGTH)
-    config = ModelConfig(towers=towers, width=8, dropout=0.0, user=user, ids="both")
+    config = ModelConfig(
+        towers=towers,
+        width=8,
+        dropout=0.0,
+        user=user,
+        ids="both",
+        modality_dropout=0.3,
+    )
     model = TwoSpaceModel(config, backbones={}, feature_widths=WIDTHS, num_items=NUM_ITEMS)
     assert model.ids is not None
     nn.init.normal_(model.ids.weight, std=0.1)
