@@ -52,6 +52,11 @@ def on_one_rank(two_ranks: ModuleType) -> dict[str, dict[str, Tensor]]:
     return {case: two_ranks.plain(case) for case in two_ranks.CASES}
 
 
+def rounding(tensor: Tensor) -> float:
+    """What float32 sums in another order may differ by: small gradients are sums of large terms."""
+    return 1e-6 * max(1.0, float(tensor.abs().max()))
+
+
 @pytest.mark.parametrize("run", RUNS)
 def test_two_ranks_give_the_loss_gradients_and_queue_of_one(
     run: str,
@@ -63,7 +68,7 @@ def test_two_ranks_give_the_loss_gradients_and_queue_of_one(
     for name, tensor in expected.items():
         torch.testing.assert_close(
             found[name].reshape(tensor.shape), tensor,
-            rtol=1e-5 if name == "loss" else 1e-4, atol=1e-6,
+            rtol=1e-5 if name == "loss" else 1e-4, atol=rounding(tensor),
             msg=lambda text, name=name: f"{run} {name}: {text}",
         )  # fmt: skip
 
@@ -75,7 +80,7 @@ def test_tiles_and_chunks_change_nothing_on_one_rank(
     found, expected = on_one_rank[case], on_one_rank[f"{case}_plain"]
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=rounding(tensor))
 
 
 def test_the_batch_is_hard_enough(
