@@ -21,6 +21,7 @@ from pretrain.collectives import rank, world_size
 from pretrain.feature_cache import FeatureCache
 from pretrain.item_loader import ItemLoader, preprocessors_of
 from pretrain.samples import (
+    SetSplit,
     Windows,
     cut_windows,
     draw_samples,
@@ -49,6 +50,10 @@ class DataConfig:
 
     targets_per_sample: int = 8
     """Events of a window that are predicted in one step, drawn anew each epoch."""
+
+    set_split: SetSplit = "half"
+    """Where order is unknown, how much of a window is predicted from the rest: half, or with `any`
+    each number of events with equal chance. At most targets_per_sample; what is left is read."""
 
     seed: int = 0
     """Seed of the order of samples and of the targets drawn."""
@@ -112,6 +117,7 @@ class TrainSteps(Dataset[Batch]):
             seed=config.seed,
             epoch=epoch,
             step=step,
+            set_split=config.set_split,
         )
         named = np.concatenate([samples.history_BL.ravel(), samples.targets_BT.ravel()])
         rows, inverse = np.unique(named, return_inverse=True)

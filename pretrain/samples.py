@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from data_prep.events import EventLog
 
 Int64 = NDArray[np.int64]
+SetSplit = Literal["half", "any"]
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ def draw_samples(
     seed: int,
     epoch: int,
     step: int,
+    set_split: SetSplit = "half",
 ) -> Samples:
     """Draw the targets of a rank's windows and lay both out as matrices.
 
@@ -117,10 +119,11 @@ def draw_samples(
     depend on the number of ranks.
 
     In time order target p is predicted from the state that has seen the events *strictly before*
-    p's time. In a set the targets are drawn first (at most half of it) and the others, in any
-    order, are the history.
+    p's time. In a set the targets are drawn first (half of it, or with `any` every number from one
+    to all but one with equal chance) and the others, in any order, are the history.
     """
-    noise = np.random.default_rng([seed, epoch, 1, step]).random((len(batch), length))[part]
+    rng = np.random.default_rng([seed, epoch, 1, step])
+    noise = rng.random((len(batch), length))[part]
     mine = batch[part]
     starts, ends, firsts = windows.starts[mine], windows.ends[mine], windows.first_targets[mine]
     positions = starts[:, None] + np.arange(length)
@@ -130,7 +133,11 @@ def draw_samples(
     times = np.where(inside, log.times[positions], 0)
     allowed = inside & (positions >= firsts[:, None])
     sizes = (ends - starts)[:, None]
-    budget = np.minimum(num_targets, sizes // 2) if order == "set" else num_targets
+    budget: Int64 | int = num_targets
+    if order == "set":
+        share = rng.random((len(batch), 1))[part]
+        drawn = 1 + (share * (sizes - 1)).astype(np.int64) if set_split == "any" else sizes // 2
+        budget = np.minimum(num_targets, drawn)
     rank_of = np.argsort(np.argsort(np.where(allowed, noise, 2.0), axis=1), axis=1)
     chosen = allowed & (rank_of < budget)
     # The chosen ones first, each row in window order; then cut to num_targets columns.

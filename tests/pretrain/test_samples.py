@@ -97,3 +97,21 @@ def test_an_epoch_shows_each_sample_once_and_the_next_in_another_order() -> None
 def test_a_world_smaller_than_a_batch_gives_one_step() -> None:
     assert num_steps(3, global_batch_size=8) == 1
     assert len(global_batch(3, seed=0, epoch=0, step=0, global_batch_size=8)) == 3
+
+
+def test_any_split_of_a_set_predicts_every_number_of_items_equally_often() -> None:
+    sets = 3000
+    log = EventLog(
+        offsets=np.arange(sets + 1) * 4, item_rows=np.arange(sets * 4, dtype=np.uint32),
+        times=np.zeros(sets * 4, np.int64), labels=np.ones(sets * 4, np.int8),
+    )  # fmt: skip
+    windows = cut_windows(log, length=LENGTH, order="set")
+    samples = draw_samples(
+        log, windows, batch=np.arange(sets), part=slice(None), length=LENGTH, num_targets=LENGTH,
+        order="set", seed=0, epoch=0, step=0, set_split="any",
+    )  # fmt: skip
+    counts = np.bincount((samples.targets_BT >= 0).sum(1), minlength=5)
+    assert counts[0] == counts[4] == 0
+    assert np.abs(counts[1:4] / sets - 1 / 3).max() < 0.04
+    both = (samples.targets_BT >= 0).sum(1) + (samples.history_BL >= 0).sum(1)
+    assert (both == 4).all()
