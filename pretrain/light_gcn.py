@@ -58,7 +58,8 @@ class LightGCN:
         item_ND = (0.1 * torch.randn(num_items, self.width, generator=generator)).requires_grad_()
         optimizer = torch.optim.Adam([item_ND], lr=self.lr)
         for _ in range(self.epochs):
-            for drawn_P in torch.randperm(len(users), generator=generator).split(self.batch_size):
+            order = torch.randperm(len(users), generator=generator)
+            for drawn_P in torch.split(order, self.batch_size):
                 user_P, item_P = users[drawn_P], items[drawn_P]
                 negative_P = torch.randint(num_items, (len(drawn_P),), generator=generator)
                 valid_P = ~torch.isin(user_P * num_items + negative_P, known)
@@ -68,7 +69,7 @@ class LightGCN:
                 penalty = self.l2 * named_PD.square().sum() / len(drawn_P)
                 loss = F.softplus(-margin_P)[valid_P].mean() + penalty
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
         with torch.no_grad():
             per_layer = item_layers(item_ND, edges_UN, edges_NU, layers=self.layers)
@@ -122,4 +123,5 @@ def _as_tensor(matrix: sp.csr_matrix) -> Tensor:
 
 def _keys(chosen_UN: sp.csr_matrix) -> np.ndarray:
     users, items = chosen_UN.nonzero()
-    return users.astype(np.int64) * chosen_UN.shape[1] + items
+    keys: np.ndarray = users.astype(np.int64) * chosen_UN.shape[1] + items
+    return keys

@@ -76,7 +76,8 @@ class SASRecBlock(nn.Module):
         )
         x_BLD = self.norm_1(x_BLD) + found_BLD
         x_BLD = self.norm_2(x_BLD)
-        return x_BLD + self.mlp(x_BLD)
+        mixed_BLD: Tensor = x_BLD + self.mlp(x_BLD)
+        return mixed_BLD
 
 
 class SASRec(nn.Module):
@@ -144,7 +145,7 @@ class SASRec(nn.Module):
                     torch.from_numpy(rows_UL[users]), negatives_BL=torch.from_numpy(negatives)
                 )
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
         return self.eval()
 

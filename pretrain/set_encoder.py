@@ -44,7 +44,9 @@ class SetPool(nn.Module):
         # A softmax over nothing is not a number: an empty set attends to its padding instead.
         allowed_BL = mask_BL | (count_B1 == 0)
         found_BHQD = F.scaled_dot_product_attention(
-            *(self._by_head(one) for one in (query_B1D, key_BLD, value_BLD)),
+            self._by_head(query_B1D),
+            self._by_head(key_BLD),
+            self._by_head(value_BLD),
             attn_mask=allowed_BL[:, None, None],
         )
         hidden_BD = asked_BD + self.attended(found_BHQD.flatten(1))
@@ -53,4 +55,5 @@ class SetPool(nn.Module):
         return F.normalize(pooled_BD.float(), dim=-1)
 
     def _by_head(self, rows_BLD: Tensor) -> Tensor:
-        return rows_BLD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        per_head = rows_BLD.shape[-1] // self.heads
+        return rows_BLD.view(*rows_BLD.shape[:2], self.heads, per_head).transpose(1, 2)
