@@ -45,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out_dir", type=Path, default=Path("runs/quality/fashion"))
     parser.add_argument("--data_dir", type=Path, default=Path("data/quality"))
-    parser.add_argument("--config", type=Path, default=CONFIGS / "quality" / "fashion.yaml")
+    parser.add_argument("--config", type=Path, default=CONFIGS / "quality_fashion" / "pretrain.yaml")
     parser.add_argument("--stage", choices=("test", "valid"), default="test")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
