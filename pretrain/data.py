@@ -25,6 +25,7 @@ from pretrain.content_groups import content_groups
 from pretrain.feature_cache import FeatureCache
 from pretrain.item_loader import ItemLoader, preprocessors_of
 from pretrain.samples import (
+    SetSplit,
     Windows,
     cut_windows,
     draw_pairs,
@@ -66,6 +67,10 @@ class DataConfig:
     encode: Literal["distinct", "every_reference"] = "distinct"
     """Whether an item that a batch names several times is read and encoded once, or each time
     (the same loss at a higher cost: what de-duplication is measured against)."""
+
+    set_split: SetSplit = "half"
+    """Where order is unknown, how much of a window is predicted from the rest: half, or with `any`
+    each number of events with equal chance. At most targets_per_sample; what is left is read."""
 
     seed: int = 0
     """Seed of the order of samples and of the targets drawn."""
@@ -133,6 +138,7 @@ class TrainSteps(Dataset[Batch]):
             seed=config.seed,
             epoch=epoch,
             step=step,
+            set_split=config.set_split,
         ).without_padding()
         parts = [samples.history_BL, samples.targets_BT]
         if self.pairs is not None:
@@ -315,6 +321,7 @@ class PretrainData(pl.LightningDataModule):
                 num_items=self.dataset.num_items,
                 num_targets=self.config.targets_per_sample,
                 order=user.order,
+                set_split=self.config.set_split,
             )
         ).float()
         self.groups = content_groups(self.dataset.items)

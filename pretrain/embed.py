@@ -18,6 +18,7 @@ from torch import Tensor
 
 from data_prep.dataset import Dataset, open_dataset
 from data_prep.records import replace_file
+from pretrain.batch import ItemBatch
 from pretrain.feature_cache import FeatureCache
 from pretrain.item_loader import ItemLoader
 from pretrain.release import Release, load_released, raw_features
@@ -34,6 +35,7 @@ def embed(
     features_dir: Path | None = None,
     batch_size: int = 128,
     seed: int = 0,
+    without: list[str] | None = None,
 ) -> None:
     """Write `items.parquet` and `users.parquet` for a dataset.
 
@@ -50,12 +52,19 @@ def embed(
         features_dir: cached features of the same frozen towers, to spare running them.
         batch_size: items or users in one pass.
         seed: decides the untrained state of towers that started from random weights.
+        without: modalities that are knocked out, as if every item lacked them: what do the others
+            carry? Items of nothing else keep theirs.
     """
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     release, dataset = load_released(released), open_dataset(dataset_dir)
     _check_same_content(release, dataset)
     aligned_ND, raw_NF = _items(
-        release, dataset, features_dir=features_dir, batch_size=batch_size, seed=seed
+        release,
+        dataset,
+        features_dir=features_dir,
+        batch_size=batch_size,
+        seed=seed,
+        without=without or [],
     )
     item_ids = dataset.items["item_id"].combine_chunks()
     item_ND, event_ND = release.add_ids(aligned_ND, item_ids)
@@ -122,9 +131,20 @@ def _untrained(release: Release, *, seed: int) -> dict[str, Backbone]:
 
 @torch.inference_mode()
 def _items(
-    release: Release, dataset: Dataset, *, features_dir: Path | None, batch_size: int, seed: int
+    release: Release,
+    dataset: Dataset,
+    *,
+    features_dir: Path | None,
+    batch_size: int,
+    seed: int,
+    without: list[str],
 ) -> tuple[Tensor, NDArray[np.float32]]:
     """Aligned vectors [N, D] by content alone, and raw features [N, F]."""
+    if unknown := [name for name in without if name not in release.config.model.towers]:
+        raise ValueError(
+            f"without: found {unknown}, expected modalities of {release.folder}: "
+            f"{list(release.config.model.towers)}"
+        )
     cached = None
     if features_dir is not None:
         cached = FeatureCache.open(
@@ -135,13 +155,28 @@ def _items(
     aligned, raw = [], []
     for start in track(range(0, dataset.num_items, batch_size), description="items"):
         batch = items.load(np.arange(start, min(start + batch_size, dataset.num_items)))
-        aligned.append(release.encode_batch(batch))
         found = {
             name: inputs["features"] if cached else untrained[name](**inputs)
             for name, inputs in batch.inputs.items()
         }
+        aligned.append(release.encode_batch(knocked_out(batch, without)))
         raw.append(raw_features(found, batch.presence))
     return torch.cat(aligned), np.concatenate(raw)
+
+
+def knocked_out(batch: ItemBatch, without: list[str]) -> ItemBatch:
+    """The same items as if they lacked these modalities, but for those that have nothing else."""
+    kept = [name for name in batch.presence if name not in without]
+    if not without or not kept:
+        return batch
+    bare_n = ~torch.stack([batch.presence[name] for name in kept]).any(0)
+    presence, inputs = dict(batch.presence), dict(batch.inputs)
+    for name in without:
+        had_n = batch.presence[name]
+        presence[name] = had_n & bare_n
+        if bool(had_n.any()) and bool(presence[name].any()):
+            inputs[name] = {key: one[bare_n[had_n]] for key, one in inputs[name].items()}
+    return ItemBatch(rows_n=batch.rows_n, inputs=inputs, presence=presence)
 
 
 def _users(

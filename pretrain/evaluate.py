@@ -12,7 +12,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import scipy.sparse as sp
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -29,7 +33,16 @@ from pretrain.cases import (
     read_choices,
     rows_of,
 )
-from pretrain.metrics import mean_over_users, ndcg_at_k, rank_scored, recall_at_k
+from pretrain.intervals import bootstrap_interval
+from pretrain.metrics import (
+    mean_over_users,
+    ndcg_at_k,
+    rank_scored,
+    recall_at_k,
+    reciprocal_rank,
+    user_means,
+)
+from pretrain.slices import missing_slices, popularity_slices, ranks_within
 
 log = logging.getLogger(__name__)
 
@@ -53,16 +66,19 @@ def evaluate(
     k: int = 20,
     chunk: int = 256,
     note: str = "",
+    items: Path | None = None,
 ) -> dict[str, Any]:
     """Rank every candidate for every case, with each system that the inputs allow.
 
-    The history is masked, ties are broken against the system, values are averaged within users and
-    then over users. The catalogue is the items of `vectors`; without vectors, those of `train` and
-    `candidates`.
+    The history (or what the cases name as `masked`) is never proposed, ties are broken against the
+    system, values are averaged within users and then over users. The catalogue is the items of
+    `vectors`; without vectors, those of `train` and `candidates`.
 
     Args:
         cases: Parquet with user_id, history and targets (lists of item ids); one row a question.
-        out: JSON to write: {protocol: {system: {"recall@k", "ndcg@k", "se", "n_users"}}, "about"}.
+        out: JSON to write: {protocol: {system: {"recall@k", "ndcg@k", "mrr", "se", "low", "high",
+            "n_users"}}, "slices": the same for parts of the targets, "about"}. se, low and high
+            (a 95 % bootstrap interval over users) are those of recall.
         protocol: name of the protocol that the cases follow.
         train: Parquet with user_id and item_id: what the baselines learn from.
         candidates: Parquet with item_id: what is ranked; null: the whole catalogue.
@@ -76,6 +92,8 @@ def evaluate(
         k: places that count.
         chunk: cases that are scored at a time.
         note: what a reader must know of the figures; kept beside them.
+        items: Parquet with item_id and columns has_<modality> (items.parquet of a dataset), for the
+            slices of items that lack one. Warm, cold and tail items are slices where `train` is.
     """
     everyone: list[BaselineName] = list(get_args(BaselineName))
     chosen = (everyone if baselines is None else baselines) if train else []
@@ -92,37 +110,43 @@ def evaluate(
     if candidates is not None:
         rows_C = rows_of(read(candidates, "item_id"), catalogue=catalogue, where=candidates)
     asked = read_cases(cases, catalogue=catalogue)
+    train_UN = read_choices(train, catalogue=catalogue) if train else None
+    slices = _slices(items, train_UN=train_UN, catalogue=catalogue)
+    systems: dict[str, dict[str, float]] = {}
+    parts: dict[str, dict[str, dict[str, float]]] = {}
 
-    def ranked(name: str, scores_of: Scorer) -> dict[str, float]:
+    def ranked(name: str, scores_of: Scorer) -> None:
         log.info("%s: ranking with %s", protocol, name)
         ranks_BT = rank_scored(
             scores_of,
             num_items=len(catalogue),
             target_rows=asked.targets_BT,
-            masked_rows=asked.history_BL,
+            masked_rows=asked.masked_BM,
             candidates=torch.from_numpy(rows_C),
             chunk=chunk,
         )
-        return _metrics(ranks_BT, users_B=asked.users_B, k=k)
+        systems[name] = _metrics(ranks_BT, users_B=asked.users_B, k=k)
+        for part, slice_N in slices.items():
+            inside_BT = ranks_within(ranks_BT, targets_BT=asked.targets_BT, slice_N=slice_N)
+            if bool((inside_BT >= 0).any()):
+                parts.setdefault(part, {})[name] = _metrics(inside_BT, users_B=asked.users_B, k=k)
 
-    systems: dict[str, dict[str, float]] = {}
-    if chosen and train:
-        train_UN = read_choices(train, catalogue=catalogue)
+    if chosen and train_UN is not None:
         for baseline in chosen:
             # One after the other: EASE alone holds a matrix of all items by all items.
             model = _baseline(baseline, ease_l2=ease_l2, knn_shrink=knn_shrink).fit(train_UN)
-            systems[baseline] = ranked(baseline, _dense(model, asked, rows_C=rows_C))
+            ranked(baseline, _dense(model, asked, rows_C=rows_C))
     for column in columns:
         name = f"content_knn_{column}"
         knn = ContentKNN(vector_NDs[column])
-        systems[name] = ranked(name, _dense(knn, asked, rows_C=rows_C))
+        ranked(name, _dense(knn, asked, rows_C=rows_C))
     if released is not None:
         scores_of = _ours(
             released, asked, vector_NDs=vector_NDs, vectors=vectors or [], rows_C=rows_C
         )
-        systems["ours"] = ranked("ours", scores_of)
+        ranked("ours", scores_of)
     about = {"n_cases": len(asked.users_B), "n_candidates": len(rows_C), "note": note}
-    result = {protocol: systems, "about": {protocol: about}}
+    result = {protocol: systems, "slices": {protocol: parts}, "about": {protocol: about}}
     out.parent.mkdir(parents=True, exist_ok=True)
     replace_file(out, json.dumps(result, indent=2).encode())
     Console().print(results_table(protocol, systems, about=about))
@@ -143,13 +167,37 @@ def results_table(
     return table
 
 
+def _slices(
+    items: Path | None, *, train_UN: sp.csr_matrix | None, catalogue: pa.Array
+) -> dict[str, Tensor]:
+    """Name → bool [N]: which items' targets a slice counts."""
+    found: dict[str, NDArray[np.bool_]] = {}
+    if train_UN is not None:
+        count_N = np.bincount(train_UN.indices, minlength=len(catalogue))
+        found |= popularity_slices(count_N)
+    if items is not None:
+        names = [name for name in columns_of(items) if name.startswith("has_")]
+        table = read(items, "item_id", *names)
+        kept = table.filter(pc.is_in(table["item_id"].cast(catalogue.type), value_set=catalogue))
+        rows = rows_of(kept, catalogue=catalogue, where=items)
+        presence = {name.removeprefix("has_"): np.ones(len(catalogue), bool) for name in names}
+        for name, present_N in presence.items():
+            present_N[rows] = kept[f"has_{name}"].to_numpy()
+        found |= missing_slices(presence)
+    return {name: torch.from_numpy(slice_N) for name, slice_N in found.items()}
+
+
 def _metrics(ranks_BT: Tensor, *, users_B: Tensor, k: int) -> dict[str, float]:
-    recall = mean_over_users(recall_at_k(ranks_BT, k=k), users_B=users_B)
-    ndcg = mean_over_users(ndcg_at_k(ranks_BT, k=k), users_B=users_B)
+    recall_B = recall_at_k(ranks_BT, k=k)
+    recall = mean_over_users(recall_B, users_B=users_B)
+    low, high = bootstrap_interval(user_means(recall_B, users_B=users_B))
     return {
         f"recall@{k}": recall.mean,
-        f"ndcg@{k}": ndcg.mean,
+        f"ndcg@{k}": mean_over_users(ndcg_at_k(ranks_BT, k=k), users_B=users_B).mean,
+        "mrr": mean_over_users(reciprocal_rank(ranks_BT), users_B=users_B).mean,
         "se": recall.se,
+        "low": low,
+        "high": high,
         "n_users": recall.num_users,
     }
 
@@ -196,10 +244,9 @@ def _ours(
 
     def scores_of(cases: slice) -> Tensor:
         history_BL = asked.history_BL[cases]
-        # Constant times before the moment asked: histories with times come with issue 4.
-        times_BL = torch.zeros_like(history_BL)
-        at_times_B = torch.ones(len(history_BL), dtype=torch.int64)
-        user_BD = release.encode_histories(event_ND, history_BL, times_BL, at_times_B)
+        user_BD = release.encode_histories(
+            event_ND, history_BL, asked.times_BL[cases], asked.at_times_B[cases]
+        )
         return user_BD @ item_CD.T
 
     return scores_of

@@ -181,8 +181,7 @@ def mean_over_users(values_B: Tensor, *, users_B: Tensor | None = None) -> UserM
     """
     kept_B = ~values_B.isnan()
     num_left_out = int((~kept_B).sum())
-    values_B = values_B[kept_B].double()
-    values_U = values_B if users_B is None else _user_means(values_B, users_B[kept_B])
+    values_U = user_means(values_B, users_B=users_B)
     if len(values_U) == 0:
         raise ValueError(
             f"metric: found no case with a target ({num_left_out} without), expected at least one"
@@ -195,7 +194,13 @@ def mean_over_users(values_B: Tensor, *, users_B: Tensor | None = None) -> UserM
     )
 
 
-def _user_means(values_B: Tensor, users_B: Tensor) -> Tensor:
+def user_means(values_B: Tensor, *, users_B: Tensor | None = None) -> Tensor:
+    """Mean of each user's cases [U], in double; NaN cases, and users of no others, are left out."""
+    kept_B = ~values_B.isnan()
+    values_B = values_B[kept_B].double()
+    if users_B is None:
+        return values_B
+    users_B = users_B[kept_B]
     _, user_B, count_U = torch.unique(users_B, return_inverse=True, return_counts=True)
     total_U = torch.zeros(len(count_U), dtype=values_B.dtype, device=values_B.device)
     mean_U: Tensor = total_U.index_add_(0, user_B, values_B) / count_U

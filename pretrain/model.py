@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.item_encoder import ItemEncoder, ItemVectors
+from pretrain.set_encoder import SetPool
 from pretrain.towers import Backbone, TowerConfig
 from pretrain.user_encoder import UserEncoder, UserEncoderConfig
 from pretrain.user_features import UserColumn
@@ -98,7 +99,13 @@ class TwoSpaceModel(nn.Module):
         self.item_encoder = ItemEncoder(
             backbones, feature_widths=feature_widths, width=config.width, dropout=config.dropout
         )
-        self.user_encoder = UserEncoder(config.user, width=config.width, columns=user_columns)
+        self.user_encoder: UserEncoder | SetPool
+        if config.user.pooling == "question":
+            self.user_encoder = SetPool(
+                config.width, heads=config.user.heads, dropout=config.user.dropout
+            )
+        else:
+            self.user_encoder = UserEncoder(config.user, width=config.width, columns=user_columns)
         self.ids: nn.Embedding | None = None
         if config.ids != "none":
             self.ids = nn.Embedding(num_items, config.width)
@@ -141,6 +148,9 @@ class TwoSpaceModel(nn.Module):
         """States [B, L + 1, D] of histories given as positions in `event_nD`, -1 after the last."""
         mask_BL = history_BL >= 0
         events_BLD = event_nD[history_BL.clamp(min=0)]
+        if isinstance(self.user_encoder, SetPool):
+            pooled_BD: Tensor = self.user_encoder(events_BLD, mask_BL=mask_BL)
+            return pooled_BD[:, None].expand(-1, history_BL.shape[1] + 1, -1)
         states: Tensor = self.user_encoder(
             events_BLD, mask_BL=mask_BL, times_BL=times_BL, users_BC=users_BC
         )

@@ -17,6 +17,7 @@ from data_prep.behaviour_pairs import ItemPairs
 from data_prep.events import EventLog
 
 Int64 = NDArray[np.int64]
+SetSplit = Literal["half", "any"]
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,36 @@ def rank_slice(batch: Int64, *, rank: int, num_ranks: int) -> slice:
     return slice(int(bounds[rank]), int(bounds[rank + 1]))
 
 
-def _budget(sizes: Int64, *, num_targets: int, order: Literal["time", "set"]) -> Int64:
-    """Targets that a window of so many events gives at most."""
-    return np.minimum(num_targets, sizes // 2 if order == "set" else sizes)
+def _budget(
+    sizes: Int64,
+    *,
+    num_targets: int,
+    order: Literal["time", "set"],
+    set_split: SetSplit,
+    share: NDArray[np.float64],
+) -> Int64:
+    """How many events of each window are predicted; `share` in [0, 1) is drawn for each."""
+    if order == "time":
+        return np.full_like(sizes, num_targets)
+    drawn = 1 + (share * (sizes - 1)).astype(np.int64) if set_split == "any" else sizes // 2
+    budget: Int64 = np.minimum(num_targets, drawn)
+    return budget
+
+
+def _mean_budget(
+    sizes: Int64, *, num_targets: int, order: Literal["time", "set"], set_split: SetSplit
+) -> NDArray[np.float64]:
+    """What `_budget` is on average."""
+    if order == "time" or set_split == "half":
+        nothing = np.zeros(sizes.shape)
+        budget = _budget(
+            sizes, num_targets=num_targets, order=order, set_split=set_split, share=nothing
+        )
+        return budget.astype(np.float64)
+    most = np.maximum(sizes - 1, 1)  # each number from 1 to this with equal chance
+    capped = np.minimum(most, num_targets)
+    mean: NDArray[np.float64] = (capped * (capped + 1) / 2 + num_targets * (most - capped)) / most
+    return mean
 
 
 def target_probability(
@@ -109,6 +137,7 @@ def target_probability(
     num_items: int,
     num_targets: int,
     order: Literal["time", "set"],
+    set_split: SetSplit = "half",
 ) -> NDArray[np.float64]:
     """[N] how likely each item is to be a target that `draw_samples` draws.
 
@@ -118,7 +147,8 @@ def target_probability(
     the items' shares of events wherever windows hold more events than are drawn.
     """
     candidates = windows.ends - windows.first_targets
-    budget = _budget(windows.ends - windows.starts, num_targets=num_targets, order=order)
+    sizes = windows.ends - windows.starts
+    budget = _mean_budget(sizes, num_targets=num_targets, order=order, set_split=set_split)
     share = np.minimum(1.0, budget / np.maximum(candidates, 1))
     # Windows never share an event that may be a target: +share where they start, -share after.
     change = np.zeros(len(log) + 1)
@@ -165,6 +195,7 @@ def draw_samples(
     seed: int,
     epoch: int,
     step: int,
+    set_split: SetSplit = "half",
 ) -> Samples:
     """Draw the targets of a rank's windows and lay both out as matrices.
 
@@ -172,10 +203,11 @@ def draw_samples(
     depend on the number of ranks.
 
     In time order target p is predicted from the state that has seen the events *strictly before*
-    p's time. In a set the targets are drawn first (at most half of it) and the others, in any
-    order, are the history.
+    p's time. In a set the targets are drawn first (half of it, or with `any` every number from one
+    to all but one with equal chance) and the others, in any order, are the history.
     """
-    noise = np.random.default_rng([seed, epoch, 1, step]).random((len(batch), length))[part]
+    rng = np.random.default_rng([seed, epoch, 1, step])
+    noise = rng.random((len(batch), length))[part]
     mine = batch[part]
     starts, ends, firsts = windows.starts[mine], windows.ends[mine], windows.first_targets[mine]
     positions = starts[:, None] + np.arange(length)
@@ -185,7 +217,10 @@ def draw_samples(
     times = np.where(inside, log.times[positions], 0)
     allowed = inside & (positions >= firsts[:, None])
     sizes = (ends - starts)[:, None]
-    budget = _budget(sizes, num_targets=num_targets, order=order)
+    share_B1 = rng.random((len(batch), 1))[part]
+    budget = _budget(
+        sizes, num_targets=num_targets, order=order, set_split=set_split, share=share_B1
+    )
     rank_of = np.argsort(np.argsort(np.where(allowed, noise, 2.0), axis=1), axis=1)
     chosen = allowed & (rank_of < budget)
     # The chosen ones first, each row in window order; then cut to num_targets columns.

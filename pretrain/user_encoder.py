@@ -47,6 +47,10 @@ class UserEncoderConfig:
     order: Literal["time", "set"] = "time"
     """`time`: events in order, with positions and time gaps; `set`: order unknown (a basket)."""
 
+    pooling: Literal["blocks", "question"] = "blocks"
+    """How a set is read: by the blocks, or by one question asked of all events (`SetPool`; `layers`
+    then says nothing). Cheaper, and better on baskets of a few items."""
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", tuple(self.features))  # a list where JSON was read
         if self.layers < 0 or self.heads < 1 or self.history_length < 1:
@@ -56,6 +60,12 @@ class UserEncoderConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"user encoder: dropout must be in [0, 1), got {self.dropout}")
+        if self.pooling == "question" and (self.order != "set" or self.features):
+            raise ValueError(
+                f"user encoder: pooling is 'question', order {self.order!r} and features "
+                f"{list(self.features)}; a question is asked of a set of events alone, so that "
+                "order must be 'set' and features empty"
+            )
 
 
 class UserEncoder(nn.Module):

@@ -56,7 +56,11 @@ def test_each_baseline_gets_its_figures(
 ) -> None:
     out = tmp_path / "runs" / "metrics.json"
     result = evaluate(cases, out, protocol="small", train=train, vectors=[content], k=1, note="!")
-    assert result == json.loads(out.read_text())
+    written = json.loads(out.read_text())  # "slices" hold NaN: the error over one user
+    assert {name: result[name] for name in ("small", "about")} == {
+        name: written[name] for name in ("small", "about")
+    }
+    assert written["slices"]["small"].keys() == result["slices"]["small"].keys()
     recall = {name: values["recall@1"] for name, values in result["small"].items()}
     assert recall == {
         "popularity": 0,
@@ -65,7 +69,9 @@ def test_each_baseline_gets_its_figures(
         "ease": 1,
         "content_knn_raw": 0,
     }
-    assert result["small"]["ease"] == {"recall@1": 1, "ndcg@1": 1, "se": 0, "n_users": 2}
+    assert result["small"]["ease"] == {
+        "recall@1": 1, "ndcg@1": 1, "mrr": 1, "se": 0, "low": 1, "high": 1, "n_users": 2
+    }  # fmt: skip
     assert result["about"]["small"] == {"n_cases": 2, "n_candidates": 5, "note": "!"}
 
 
@@ -246,3 +252,39 @@ def test_no_case_is_an_error(tmp_path: Path, train: Path) -> None:
     )
     with pytest.raises(ValueError, match="found no case"):
         evaluate(cases, tmp_path / "m.json", train=train)
+
+
+def test_slices_count_their_own_targets(tmp_path: Path, train: Path, content: Path) -> None:
+    items = [10, 20, 30, 40, 50, 60]
+    catalogue = write(tmp_path / "has.parquet", item_id=items, has_text=[True] * 3 + [False] * 3)
+    cases = write(
+        tmp_path / "c.parquet", user_id=[1, 2], history=[[10], [30]], targets=[[20], [40, 60]]
+    )
+    everything = write(tmp_path / "candidates.parquet", item_id=items)
+    out = tmp_path / "out.json"
+    found = evaluate(
+        cases, out, train=train, candidates=everything, baselines=["ease"], k=1, items=catalogue
+    )["slices"]["catalogue"]
+    assert found["warm"]["ease"]["recall@1"] == 1
+    assert found["cold"]["ease"]["recall@1"] == 0
+    assert found["cold"]["ease"]["n_users"] == 1
+    assert found["without_text"]["ease"]["recall@1"] == 0.5
+
+
+def test_what_a_case_masks_instead_of_its_history_is_not_proposed(
+    tmp_path: Path, train: Path
+) -> None:
+    columns = {"user_id": [1], "history": [[10]], "targets": [[40]]}
+    cases = write(tmp_path / "c.parquet", **columns, masked=[[50, 20, 30]])
+    out = tmp_path / "out.json"
+    found = evaluate(cases, out, train=train, baselines=["popularity"], k=2)["catalogue"]
+    # 10 is not masked and was chosen more often than 40.
+    assert found["popularity"]["mrr"] == 0.5
+
+
+def test_times_without_a_moment_are_refused(tmp_path: Path, train: Path) -> None:
+    cases = write(
+        tmp_path / "c.parquet", user_id=[1], history=[[10]], targets=[[40]], history_times=[[5]]
+    )
+    with pytest.raises(ValueError, match="history_times and at_time together"):
+        evaluate(cases, tmp_path / "out.json", train=train, baselines=["popularity"])

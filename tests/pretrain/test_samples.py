@@ -111,17 +111,21 @@ def test_a_world_smaller_than_a_batch_gives_one_step() -> None:
     assert len(global_batch(3, seed=0, epoch=0, step=0, global_batch_size=8)) == 3
 
 
-@pytest.mark.parametrize("order", ["time", "set"])
-def test_target_probability_is_the_share_of_what_is_drawn(log: EventLog, order: str) -> None:
+@pytest.mark.parametrize(("order", "split"), [("time", "half"), ("set", "half"), ("set", "any")])
+def test_target_probability_is_the_share_of_what_is_drawn(
+    log: EventLog, order: str, split: str
+) -> None:
     windows = cut_windows(log, length=LENGTH, order=order)
     rows = np.arange(len(log)) % 9
     log = dataclasses.replace(log, item_rows=rows.astype(np.uint32))
-    expected = target_probability(log, windows, num_items=10, num_targets=2, order=order)
+    expected = target_probability(
+        log, windows, num_items=10, num_targets=2, order=order, set_split=split
+    )
     drawn = np.zeros(10)
     for epoch in range(600):
         targets = draw_samples(
             log, windows, batch=np.arange(len(windows)), part=slice(None), length=LENGTH,
-            num_targets=2, order=order, seed=0, epoch=epoch, step=0,
+            num_targets=2, order=order, seed=0, epoch=epoch, step=0, set_split=split,
         ).targets_BT  # fmt: skip
         drawn += np.bincount(targets[targets >= 0], minlength=10)
     assert expected[9] == 0
@@ -136,3 +140,21 @@ def test_pairs_are_drawn_by_weight_and_step() -> None:
     assert set(map(tuple, drawn.tolist())) == {(1, 4), (3, 6)}
     assert (drawn[:, 0] == 3).mean() == pytest.approx(0.75, abs=0.02)
     assert not np.array_equal(drawn, draw_pairs(pairs, count=8000, seed=0, epoch=1, step=3))
+
+
+def test_any_split_of_a_set_predicts_every_number_of_items_equally_often() -> None:
+    sets = 3000
+    log = EventLog(
+        offsets=np.arange(sets + 1) * 4, item_rows=np.arange(sets * 4, dtype=np.uint32),
+        times=np.zeros(sets * 4, np.int64), labels=np.ones(sets * 4, np.int8),
+    )  # fmt: skip
+    windows = cut_windows(log, length=LENGTH, order="set")
+    samples = draw_samples(
+        log, windows, batch=np.arange(sets), part=slice(None), length=LENGTH, num_targets=LENGTH,
+        order="set", seed=0, epoch=0, step=0, set_split="any",
+    )  # fmt: skip
+    counts = np.bincount((samples.targets_BT >= 0).sum(1), minlength=5)
+    assert counts[0] == counts[4] == 0
+    assert np.abs(counts[1:4] / sets - 1 / 3).max() < 0.04
+    both = (samples.targets_BT >= 0).sum(1) + (samples.history_BL >= 0).sum(1)
+    assert (both == 4).all()
