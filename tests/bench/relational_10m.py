@@ -115,8 +115,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "relational")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--events", type=int, default=10_000_000)
-    parser.add_argument("--large_events", type=int, default=0, help="also once, such as 100000000")
+    parser.add_argument("--large_events", type=int, default=100_000_000, help="once; 0: not at all")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the events: does it run?")
     options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.events, options.large_events = 1, options.events // 10, 0
     folder, out = options.folder / f"log_{options.events}", options.folder / "dataset"
     users, items = max(options.events // 100, 1), min(200_000, max(options.events // 50, 10))
     make_log(folder, num_events=options.events, num_users=users, num_items=items)
