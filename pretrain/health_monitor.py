@@ -134,7 +134,7 @@ class HealthMonitor(pl.Callback):
         self.config = config
         self.ignored = IgnoredModalities(config)
         self._handles: list[RemovableHandle] = []
-        self._tokens_nMD: Tensor | None = None
+        self._tokens: list[Tensor] = []
         self._squares: dict[str, Tensor] = {}
 
     def on_train_batch_start(
@@ -150,7 +150,7 @@ class HealthMonitor(pl.Callback):
             self._handles.append(adapter.register_forward_hook(self._keep_gradient(name)))
 
     def _keep_tokens(self, module: nn.Module, given: tuple[Tensor, ...], result: object) -> None:
-        self._tokens_nMD = given[0].detach()
+        self._tokens.append(given[0].detach())
 
     def _keep_gradient(self, name: str) -> Callable[[nn.Module, object, Tensor], None]:
         def add(gradient: Tensor) -> None:
@@ -166,7 +166,7 @@ class HealthMonitor(pl.Callback):
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._tokens_nMD = None
+        self._tokens.clear()
         self._squares.clear()
 
     def on_train_batch_end(
@@ -178,9 +178,10 @@ class HealthMonitor(pl.Callback):
         batch_idx: int,
     ) -> None:
         """Measure, log and warn."""
-        if self._tokens_nMD is None:
+        if not self._tokens:
             return
-        tokens_nMD, squares = self._tokens_nMD[:MOST_ITEMS], dict(self._squares)
+        tokens_nMD = _first_pass(self._tokens, num_items=len(batch.items.rows_n))[:MOST_ITEMS]
+        squares = dict(self._squares)
         self._listen_no_more()
         encoder = _item_encoder(pl_module)
         names = encoder.modalities
@@ -203,6 +204,13 @@ class HealthMonitor(pl.Callback):
                 "model.encoders.modality_dropout, or take the tower out",
                 *(name, values[f"gate_{name}"], values[f"knock_out_{name}"]),
             )
+
+
+def _first_pass(parts: list[Tensor], *, num_items: int) -> Tensor:
+    """Tokens of the batch's items: chunks in their order, without those the backward made again."""
+    held = itertools.accumulate(len(part) for part in parts)
+    count = next((place for place, items in enumerate(held, 1) if items >= num_items), len(parts))
+    return torch.cat(parts[:count])[:num_items]
 
 
 def mean_over_ranks(
