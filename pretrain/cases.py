@@ -40,6 +40,15 @@ class Cases:
     history_BN: sp.csr_matrix
     """The histories as a matrix of ones."""
 
+    masked_BM: Tensor
+    """Catalogue rows that are never proposed: the history, or what the table names instead."""
+
+    times_BL: Tensor
+    """Unix milliseconds of the events, 0 where the table gives none and where padded."""
+
+    at_times_B: Tensor
+    """Unix milliseconds of the moment asked about, 1 where the table gives none."""
+
 
 def read_catalogue(
     vectors: list[Path], *, columns: list[str], tables: list[Path]
@@ -80,15 +89,24 @@ def read_catalogue(
 def read_cases(path: Path, *, catalogue: pa.Array) -> Cases:
     """Read user_id, history and targets; a user may have several cases.
 
+    Columns that may be there: `masked` (lists of item ids, instead of the history), and together
+    `history_times` (lists as long as the histories) and `at_time`, unix milliseconds.
+
     Raises:
         ValueError: a missing column, no case, an unknown item, a target twice or in the history.
     """
-    table = read(path, "user_id", "history", "targets")
+    present = columns_of(path)
+    extra = [name for name in ("masked", "history_times", "at_time") if name in present]
+    if ("history_times" in extra) != ("at_time" in extra):
+        raise ValueError(
+            f"{path}: found the columns {extra}, expected history_times and at_time together"
+        )
+    table = read(path, "user_id", "history", "targets", *extra)
     if not len(table):
         raise ValueError(f"{path}: found no case, expected at least one")
     padded: dict[str, Tensor] = {}
     matrices: dict[str, sp.csr_matrix] = {}
-    for name in ("history", "targets"):
+    for name in ("history", "targets", *(["masked"] if "masked" in extra else [])):
         kind = table[name].type
         if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or table[name].null_count:
             raise ValueError(
@@ -97,19 +115,28 @@ def read_cases(path: Path, *, catalogue: pa.Array) -> Cases:
             )
         rows = rows_of(table, catalogue=catalogue, where=path, column=name)
         sizes = pc.list_value_length(table[name]).to_numpy()
-        ends = np.r_[0, np.cumsum(sizes)]
+        padded[name] = _padded(rows, sizes, filler=PADDING)
         case = np.repeat(np.arange(len(table)), sizes)
-        filled = np.full((len(table), max(1, int(sizes.max()))), PADDING, np.int64)
-        filled[case, np.arange(len(rows)) - ends[case]] = rows
-        padded[name] = torch.from_numpy(filled)
         matrix = sp.csr_matrix(
             (np.ones(len(rows), np.float32), (case, rows)), shape=(len(table), len(catalogue))
         )
         matrices[name] = matrix
+    times_BL, at_times_B = torch.zeros_like(padded["history"]), torch.ones(len(table)).long()
+    if "history_times" in extra:
+        sizes = pc.list_value_length(table["history"]).to_numpy()
+        found = pc.list_value_length(table["history_times"]).to_numpy()
+        if not np.array_equal(sizes, found):
+            raise ValueError(
+                f"{path}: found {int((sizes != found).sum())} cases whose history_times are not as "
+                "many as their history, expected one time an event"
+            )
+        flat = table["history_times"].combine_chunks().flatten().to_numpy().astype(np.int64)
+        times_BL = _padded(flat, sizes, filler=0)
+        at_times_B = torch.from_numpy(table["at_time"].to_numpy().astype(np.int64))
     faults = {
         "repeated targets": int((matrices["targets"].data > 1).sum()),
-        "targets inside their history, which is masked": matrices["targets"]
-        .multiply(matrices["history"])
+        "targets inside their history, or inside what is masked instead": matrices["targets"]
+        .multiply(matrices.get("masked", matrices["history"]))
         .nnz,
     }
     for fault, count in faults.items():
@@ -120,7 +147,19 @@ def read_cases(path: Path, *, catalogue: pa.Array) -> Cases:
         history_BL=padded["history"],
         targets_BT=padded["targets"],
         history_BN=matrices["history"],
+        masked_BM=padded.get("masked", padded["history"]),
+        times_BL=times_BL,
+        at_times_B=at_times_B,
     )
+
+
+def _padded(values: Rows, sizes: Rows, *, filler: int) -> Tensor:
+    """Lists one after the other → one row a list, filled up behind the last value."""
+    ends = np.r_[0, np.cumsum(sizes)]
+    case = np.repeat(np.arange(len(sizes)), sizes)
+    filled = np.full((len(sizes), max(1, int(sizes.max()))), filler, np.int64)
+    filled[case, np.arange(len(values)) - ends[case]] = values
+    return torch.from_numpy(filled)
 
 
 def read_choices(path: Path, *, catalogue: pa.Array) -> sp.csr_matrix:

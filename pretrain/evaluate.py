@@ -19,6 +19,7 @@ from torch import Tensor
 
 from data_prep.records import replace_file
 from pretrain.baselines import EASE, Baseline, ContentKNN, Floats, ItemKNN, Popularity
+from pretrain.case_users import read_users
 from pretrain.cases import (
     Cases,
     Rows,
@@ -47,6 +48,7 @@ def evaluate(
     vectors: list[Path] | None = None,
     content: list[str] | None = None,
     released: Path | None = None,
+    users: Path | None = None,
     baselines: list[BaselineName] | None = None,
     ease_l2: float = 200.0,
     knn_shrink: float = 10.0,
@@ -56,9 +58,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Rank every candidate for every case, with each system that the inputs allow.
 
-    The history is masked, ties are broken against the system, values are averaged within users and
-    then over users. The catalogue is the items of `vectors`; without vectors, those of `train` and
-    `candidates`.
+    The history (or what the cases name as `masked`) is never proposed, ties are broken against the
+    system, values are averaged within users and then over users. The catalogue is the items of
+    `vectors`; without vectors, those of `train` and `candidates`.
 
     Args:
         cases: Parquet with user_id, history and targets (lists of item ids); one row a question.
@@ -69,6 +71,8 @@ def evaluate(
         vectors: Parquet files with item_id and columns of vectors (items.parquet of `embed`).
         content: columns of `vectors` for content kNN; null: `raw`, where there are vectors.
         released: released checkpoint; `vectors` must then hold its columns `aligned` and `event`.
+        users: Parquet with user_id and the user features that `released` reads (users.parquet of a
+            dataset); users whom it lacks count as unknown.
         baselines: which ones; null: all of them, where `train` is given. `item_knn` is
             the plain cosine, `item_knn_shrunk` weakens cosines that rest on few users.
         ease_l2: λ of EASE, to be chosen on validation.
@@ -99,7 +103,7 @@ def evaluate(
             scores_of,
             num_items=len(catalogue),
             target_rows=asked.targets_BT,
-            masked_rows=asked.history_BL,
+            masked_rows=asked.masked_BM,
             candidates=torch.from_numpy(rows_C),
             chunk=chunk,
         )
@@ -118,7 +122,12 @@ def evaluate(
         systems[name] = ranked(name, _dense(knn, asked, rows_C=rows_C))
     if released is not None:
         scores_of = _ours(
-            released, asked, vector_NDs=vector_NDs, vectors=vectors or [], rows_C=rows_C
+            released,
+            asked,
+            vector_NDs=vector_NDs,
+            vectors=vectors or [],
+            rows_C=rows_C,
+            users=None if users is None else (users, cases),
         )
         systems["ours"] = ranked("ours", scores_of)
     about = {"n_cases": len(asked.users_B), "n_candidates": len(rows_C), "note": note}
@@ -177,8 +186,12 @@ def _ours(
     vector_NDs: dict[str, Floats],
     vectors: list[Path],
     rows_C: Rows,
+    users: tuple[Path, Path] | None,
 ) -> Scorer:
-    """Score with the release: its user encoder on `event` vectors against `aligned` vectors."""
+    """Score with the release: its user encoder on `event` vectors against `aligned` vectors.
+
+    `users` names the tables of users and of cases.
+    """
     from pretrain.release import load_released  # only here: baselines need no model
 
     release = load_released(released)
@@ -193,13 +206,18 @@ def _ours(
                 )
     event_ND = torch.from_numpy(vector_NDs["event"])
     item_CD = torch.from_numpy(vector_NDs["aligned"][rows_C])
+    names = [column.name for column in release.config.user_columns]
+    known = read_users(users[0], cases=users[1], columns=names) if users and names else None
 
     def scores_of(cases: slice) -> Tensor:
         history_BL = asked.history_BL[cases]
-        # Constant times before the moment asked: histories with times come with issue 4.
-        times_BL = torch.zeros_like(history_BL)
-        at_times_B = torch.ones(len(history_BL), dtype=torch.int64)
-        user_BD = release.encode_histories(event_ND, history_BL, times_BL, at_times_B)
+        user_BD = release.encode_histories(
+            event_ND,
+            history_BL,
+            asked.times_BL[cases],
+            asked.at_times_B[cases],
+            users=None if known is None else known.slice(cases.start, len(history_BL)),
+        )
         return user_BD @ item_CD.T
 
     return scores_of
