@@ -35,6 +35,9 @@ class Panel:
     log: bool = False
     """On a log axis, where the values span enough of it."""
 
+    plain: str = "all"
+    """Label of the curve whose name has no part of its own."""
+
     inverse: bool = False
     """Draw one over the value: runs log the inverse temperature."""
 
@@ -62,10 +65,10 @@ GROUPS = (
         "Training",
         "Negatives are effective ones: how many a positive is told apart from.",
         (
-            Panel("losses", r"train/(?:(.*)_)?loss"),
+            Panel("losses", r"train/(?:(.*)_)?loss", plain="together"),
             Panel("weights of the losses", r"train/(.*)_weight"),
-            Panel("temperature", r"train/(?:(.*)_)?scale", inverse=True),
-            Panel("negatives", r"train/(?:(.*)_)?negatives", log=True),
+            Panel("temperature", r"train/(?:(.*)_)?scale", plain="user item", inverse=True),
+            Panel("negatives", r"train/(?:(.*)_)?negatives", plain="user item", log=True),
             Panel("mean gate", r"train/gate_(?!balance)(.*)"),
             Panel("gate balance", r"train/gate_balance()"),
             Panel("learning rate", r"lr-(.*)"),
@@ -83,7 +86,7 @@ GROUPS = (
             Panel("gap", r"health/gap_(.*)"),
             Panel("alignment", r"health/alignment_(.*)"),
             Panel("uniformity", r"health/uniformity_(.*)"),
-            Panel("effective rank", r"health/effective_rank(?:_(.*))?"),
+            Panel("effective rank", r"health/effective_rank(?:_(.*))?", plain="fused"),
         ),
     ),
 )
@@ -122,7 +125,7 @@ def matching(panel: Panel, curves: Mapping[str, Curve]) -> dict[str, tuple[str, 
     found = {}
     for name, curve in curves.items():
         if match := re.fullmatch(panel.pattern, name):
-            label = next((group for group in match.groups() if group), "all")
+            label = next((group for group in match.groups() if group), panel.plain)
             found[name] = (label.replace("_", " "), curve)
     return found
 
@@ -169,7 +172,10 @@ def _draw(axes: Axes, panel: Panel, lines: Mapping[str, Curve]) -> None:
     low, high = (f([f(curve.values_P) for curve in lines.values()]) for f in (np.min, np.max))
     if panel.log and low > 0 and high > _LOG_FROM * low:
         axes.set_yscale("log")
-    axes.set_title(panel.title)
+    label = next(iter(lines))
+    axes.set_title(
+        panel.title if len(lines) > 1 or label in ("", "all") else f"{panel.title}: {label}"
+    )
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.tick_params(labelsize=7.5)
     if len(lines) > 1:

@@ -170,9 +170,10 @@ def _validation(curves: Mapping[str, Curve], name: str) -> str:
         if other is not None and step in other.steps_P:
             value = other.values_P[list(other.steps_P).index(step)]
             count = curves.get(f"val/queries_{part}")
-            if count is not None and not count.values_P.any():
-                continue  # no such query: the logged 0 says nothing
-            parts.append(f"{value:.4f} on {part} items")
+            if count is None:
+                parts.append(f"{value:.4f} on {part} items")
+            elif count.values_P[-1]:  # without such queries the logged 0 says nothing
+                parts.append(f"{value:.4f} on {part} items ({count.values_P[-1]:,.0f} queries)")
     shown = name.removeprefix("val/").capitalize()
     return (
         f"Validation {shown} was best at step {step + 1:,.0f}: {', '.join(parts)}; "

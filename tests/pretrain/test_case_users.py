@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import pretrain.release
+from pretrain.case_users import read_users
 from pretrain.evaluate import evaluate
-from pretrain.user_features import UserColumn
+from pretrain.user_features import UserColumn, encode_users
 
 ITEMS = [10, 20, 30, 40, 50]
 
@@ -111,3 +112,14 @@ def test_users_that_cannot_be_those_of_the_cases_are_an_error(
             dated_cases(tmp_path), tmp_path / "m.json", vectors=[embedded], released=tmp_path,
             users=users,
         )  # fmt: skip
+
+
+def test_a_user_who_is_not_in_the_table_counts_as_unknown(tmp_path: Path) -> None:
+    columns = (
+        UserColumn(name="age", kind="numeric", mean=50, std=10),
+        UserColumn(name="club", kind="categorical", values=("a", "b")),
+    )
+    users = write(tmp_path / "users.parquet", user_id=[8, 9], age=[80.0, None], club=["b", "new"])
+    found = read_users(users, cases=dated_cases(tmp_path), columns=["age", "club"])
+    encoded = torch.cat([encode_users(found.slice(start, 1), columns) for start in range(3)])
+    np.testing.assert_array_equal(encoded, [[np.nan, 0], [3, 2], [np.nan, 0]])

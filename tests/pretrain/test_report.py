@@ -108,7 +108,8 @@ def test_the_page_has_every_part_and_no_script_or_outside_link(
     assert reader.tags.count("svg") == 1 + 3 + 2 + 1
     assert all(sentence in reader.text for sentence in lead)
     for shown in (SCRIPT, "0.3000", "0.2980 to 0.3020", "none: the newest event",
-                  "finished, step 6", "modality image is ignored", "2025-02-21 00:00:00 UTC"):  # fmt: skip
+                  "finished, step 6", "modality image is ignored",
+                  "2025-02-21 00:00:00 UTC"):  # fmt: skip
         assert shown in reader.text
 
 
@@ -275,9 +276,10 @@ def test_what_a_later_life_did_again_counts(tmp_path: Path) -> None:
 def test_a_panel_labels_its_curves_by_what_differs() -> None:
     flat = Curve(np.arange(2.0), np.ones(2))
     names = ["train/loss", "train/user_item_loss", "train/loss_weight", "val/loss"]
-    found = matching(Panel("losses", r"train/(?:(.*)_)?loss"), dict.fromkeys(names, flat))
+    panel = Panel("losses", r"train/(?:(.*)_)?loss", plain="together")
+    found = matching(panel, dict.fromkeys(names, flat))
     assert {name: label for name, (label, _) in found.items()} == {
-        "train/loss": "all", "train/user_item_loss": "user item"
+        "train/loss": "together", "train/user_item_loss": "user item"
     }  # fmt: skip
 
 
