@@ -1,21 +1,16 @@
-"""A report's figures, each a function from numbers to one self-contained SVG.
-
-Shapes: I items, W width of their vectors.
-"""
+"""A report's figures, each a function from numbers to one self-contained SVG."""
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
 from data_prep.figures import BLUE, GOLD, GREY, RUST, house_style, new_figure, svg
 from finetune.compare import Comparison
-from finetune.metrics import Floats, calibration_curve
+from finetune.metrics import calibration_curve
 
 COLOURS = {"none": GREY, "noise": GOLD, "raw": BLUE, "aligned": RUST}
 
@@ -119,39 +114,6 @@ def calibration_figure(comparison: Comparison) -> str:
                  title="click rate in 15 bins of equal size")  # fmt: skip
         axes.legend(frameon=False)
         return svg(figure)
-
-
-def item_map(vectors: Mapping[str, NDArray[np.float32]], groups: Sequence[str]) -> str:
-    """The two main directions of each set of item vectors, coloured by a feature."""
-    names, counts = np.unique(np.array(groups), return_counts=True)
-    shown = list(names[np.argsort(-counts)][:9])
-    palette = mpl.colormaps["tab10"]
-    with house_style():
-        figure, both = new_figure(9, 4.0, columns=len(vectors))
-        for axes, (title, vector_IW) in zip(both, vectors.items(), strict=True):
-            place_I2, share = principal_plane(vector_IW)
-            for index, name in enumerate([*shown, None]):
-                mask = np.array([(g == name) if name else (g not in shown) for g in groups])
-                if mask.any():
-                    axes.scatter(
-                        place_I2[mask, 0], place_I2[mask, 1], s=6, lw=0, alpha=0.75,
-                        color=palette(index) if name else "#d1d5db",
-                        label=name or "other", rasterized=len(groups) > 5000,
-                    )  # fmt: skip
-            axes.set(title=f"{title} ({share:.0%} of the variance)", xticks=[], yticks=[])
-            axes.grid(visible=False)
-        handles, labels = both[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False,
-                      markerscale=2.5)  # fmt: skip
-        return svg(figure)
-
-
-def principal_plane(vector_IW: NDArray[np.float32]) -> tuple[Floats, float]:
-    """Coordinates in the two main directions [I, 2] and the share of variance they hold."""
-    centred_IW = vector_IW.astype(np.float64) - vector_IW.mean(0)
-    _, values, directions = np.linalg.svd(centred_IW.T @ centred_IW, hermitian=True)
-    share = float(values[:2].sum() / max(values.sum(), 1e-12))
-    return centred_IW @ directions[:2].T, share
 
 
 def pretrain_curves(metrics_csv: Path) -> str | None:

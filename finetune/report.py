@@ -18,6 +18,7 @@ from finetune.run_folder import Run
 from finetune.settings import ReportConfig
 from finetune.slices import SLICES
 from finetune.verdict import verdict
+from pretrain.item_map import item_map, principal_directions
 
 logger = logging.getLogger(__name__)
 
@@ -227,4 +228,5 @@ def _map(dataset: Dataset, embeddings_dir: Path) -> tuple[str, str] | None:
         title: embeddings.item_vectors(title).numpy()[:-1][rows] for title in ("raw", "aligned")
     }
     text = f"Two main directions of the item vectors, coloured by “{name}”."
-    return text, plots.item_map(vectors, [groups[row] or "missing" for row in rows])
+    directions = {title: principal_directions(one) for title, one in vectors.items()}
+    return text, item_map(directions, [groups[row] or "missing" for row in rows])

@@ -19,6 +19,7 @@ COMMANDS = {
     "embed": "write item and user vectors of a dataset",
     "semantic_ids": "write a few codes an item, learnt from released vectors",
     "evaluate": "rank whole catalogues with a release and with baselines",
+    "report": "one page on a run: systems side by side, curves, a map of the space",
 }
 
 

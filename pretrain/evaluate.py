@@ -23,6 +23,7 @@ from torch import Tensor
 
 from data_prep.records import replace_file
 from pretrain.baselines import EASE, Baseline, ContentKNN, Floats, ItemKNN, Popularity
+from pretrain.case_users import read_users
 from pretrain.cases import (
     Cases,
     Rows,
@@ -60,6 +61,7 @@ def evaluate(
     vectors: list[Path] | None = None,
     content: list[str] | None = None,
     released: Path | None = None,
+    users: Path | None = None,
     baselines: list[BaselineName] | None = None,
     ease_l2: float = 200.0,
     knn_shrink: float = 10.0,
@@ -85,6 +87,8 @@ def evaluate(
         vectors: Parquet files with item_id and columns of vectors (items.parquet of `embed`).
         content: columns of `vectors` for content kNN; null: `raw`, where there are vectors.
         released: released checkpoint; `vectors` must then hold its columns `aligned` and `event`.
+        users: Parquet with user_id and the user features that `released` reads (users.parquet of a
+            dataset); users whom it lacks count as unknown.
         baselines: which ones; null: all of them, where `train` is given. `item_knn` is
             the plain cosine, `item_knn_shrunk` weakens cosines that rest on few users.
         ease_l2: λ of EASE, to be chosen on validation.
@@ -142,7 +146,12 @@ def evaluate(
         ranked(name, _dense(knn, asked, rows_C=rows_C))
     if released is not None:
         scores_of = _ours(
-            released, asked, vector_NDs=vector_NDs, vectors=vectors or [], rows_C=rows_C
+            released,
+            asked,
+            vector_NDs=vector_NDs,
+            vectors=vectors or [],
+            rows_C=rows_C,
+            users=None if users is None else (users, cases),
         )
         ranked("ours", scores_of)
     about = {"n_cases": len(asked.users_B), "n_candidates": len(rows_C), "note": note}
@@ -225,8 +234,12 @@ def _ours(
     vector_NDs: dict[str, Floats],
     vectors: list[Path],
     rows_C: Rows,
+    users: tuple[Path, Path] | None,
 ) -> Scorer:
-    """Score with the release: its user encoder on `event` vectors against `aligned` vectors."""
+    """Score with the release: its user encoder on `event` vectors against `aligned` vectors.
+
+    `users` names the tables of users and of cases.
+    """
     from pretrain.release import load_released  # only here: baselines need no model
 
     release = load_released(released)
@@ -241,11 +254,17 @@ def _ours(
                 )
     event_ND = torch.from_numpy(vector_NDs["event"])
     item_CD = torch.from_numpy(vector_NDs["aligned"][rows_C])
+    names = [column.name for column in release.config.user_columns]
+    known = read_users(users[0], cases=users[1], columns=names) if users and names else None
 
     def scores_of(cases: slice) -> Tensor:
         history_BL = asked.history_BL[cases]
         user_BD = release.encode_histories(
-            event_ND, history_BL, asked.times_BL[cases], asked.at_times_B[cases]
+            event_ND,
+            history_BL,
+            asked.times_BL[cases],
+            asked.at_times_B[cases],
+            users=None if known is None else known.slice(cases.start, len(history_BL)),
         )
         return user_BD @ item_CD.T
 

@@ -15,6 +15,14 @@ from pretrain.data import PretrainData
 from pretrain.module import PretrainModule
 from pretrain.run import RunConfig
 
+SEED = 0
+"""Of everything random, where no other is set."""
+TRAINER_DEFAULTS = {
+    "num_sanity_val_steps": 0,
+    "use_distributed_sampler": False,  # the data knows which rank reads what
+}
+"""Where ours are not Lightning's."""
+
 
 class PretrainCLI(LightningCLI):
     """Adds the section `run` and fits the trainer to it and to the launcher."""
@@ -28,15 +36,11 @@ class PretrainCLI(LightningCLI):
             PretrainData,
             args=args,
             run=False,
-            seed_everything_default=0,
+            seed_everything_default=SEED,
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
             parser_kwargs={"prog": f"python -m pretrain {command}", "allow_abbrev": False},
-            trainer_defaults={
-                **launched_processes(),
-                "num_sanity_val_steps": 0,
-                "use_distributed_sampler": False,  # the data knows which rank reads what
-            },
+            trainer_defaults={**launched_processes(), **TRAINER_DEFAULTS},
         )
 
     @property

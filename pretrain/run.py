@@ -12,6 +12,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from pretrain.health_monitor import HealthConfig, HealthMonitor
+from pretrain.run_record import RunRecord
 from pretrain.stop import StopOnSignal
 
 LAST = "last.ckpt"
@@ -22,8 +23,8 @@ class RunConfig:
     """One training run."""
 
     dir: Path
-    """Run folder: config.yaml, metrics.csv, run.json, checkpoints/, DONE or REQUEUE. A run that
-    finds checkpoints/last.ckpt there goes on from it."""
+    """Run folder: config.yaml, metrics.csv, run.json, lives.json, warnings.log, checkpoints/, DONE
+    or REQUEUE. A run that finds checkpoints/last.ckpt there goes on from it."""
 
     wandb: Literal["off", "offline", "online"] = "offline"
     """Weights & Biases: `offline` writes into the run folder, `wandb sync` uploads it later."""
@@ -67,6 +68,7 @@ class RunConfig:
         """Checkpoints, orderly stop, learning rate, progress bar."""
         folder = self.dir / "checkpoints"
         callbacks: list[Callback] = [StopOnSignal(folder / LAST), LearningRateMonitor()]
+        callbacks.append(RunRecord(self.dir))
         if self.health.every_steps:
             callbacks.append(HealthMonitor(self.health))
         if self.monitor is not None:

@@ -134,12 +134,15 @@ def release(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A release whose user is the first event of the history."""
 
     def encode_histories(
-        event: torch.Tensor, history: torch.Tensor, times: torch.Tensor, at: torch.Tensor
-    ) -> torch.Tensor:
+        event: torch.Tensor, history: torch.Tensor, times: torch.Tensor, at: torch.Tensor,
+        *, users: pa.Table | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        assert users is None
         assert (times < at[:, None]).all()
         return event[history[:, 0]]
 
-    fake = SimpleNamespace(fingerprint="abc", encode_histories=encode_histories)
+    config = SimpleNamespace(user_columns=())
+    fake = SimpleNamespace(fingerprint="abc", config=config, encode_histories=encode_histories)
     monkeypatch.setattr(pretrain.release, "load_released", lambda path: fake)
     return fake
 

@@ -1,0 +1,163 @@
+"""The systems of `report` side by side: sentences, tables and figures."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from statistics import fmean, stdev
+
+from data_prep.figures import GREY, RUST, house_style, new_figure, svg
+from data_prep.html_page import Html, figure, join, section, table
+from pretrain.system_figures import OURS, Protocol, System
+
+_SHOWN = {"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR"}
+
+
+def verdict(protocol: Protocol) -> str | None:
+    """Ours against the best of the others, in one sentence; None where either is missing."""
+    ours = [system for system in protocol.systems if system.is_ours]
+    others = [system for system in protocol.systems if not system.is_ours]
+    if not ours or not others:
+        return None
+    best = max(others, key=lambda system: system.recall)
+    mean = fmean(system.recall for system in ours)
+    runs = f" (mean of {len(ours)} files)" if len(ours) > 1 else ""
+    against = (
+        f"{mean / best.recall:.2f} times the best other system here"
+        if best.recall
+        else "where no other system finds anything; the first of them is"
+    )
+    sentence = (
+        f"{protocol.name}: ours finds {shown_name(protocol.metric)} {mean:.4f}{runs}, {against} "
+        f"({best.label}: {best.recall:.4f})"
+    )
+    bounds = [one for system in (*ours, best) for one in (system.low, system.high)]
+    if None not in bounds and best.high is not None and best.low is not None:
+        apart = all(
+            (system.low or 0) > best.high or (system.high or 0) < best.low for system in ours
+        )
+        sentence += f"; their 95 % intervals {'do not overlap' if apart else 'overlap'}"
+    for name in list(best.metrics)[1:]:
+        leader = max(others, key=lambda system: system.metrics.get(name, 0.0))
+        own = fmean(system.metrics.get(name, 0.0) for system in ours)
+        if own < leader.metrics[name]:
+            sentence += (
+                f"; by {shown_name(name)} {leader.label} is ahead, {leader.metrics[name]:.4f} to "
+                f"{own:.4f}"
+            )
+    return sentence + "."
+
+
+def system_sections(protocols: Sequence[Protocol]) -> list[Html]:
+    """A section a protocol."""
+    return [_section(protocol) for protocol in protocols]
+
+
+def shown_name(metric: str) -> str:
+    """recall@20 → Recall@20."""
+    name, at, k = metric.partition("@")
+    return f"{_SHOWN.get(name, name)}{at}{k}"
+
+
+def _section(protocol: Protocol) -> Html:
+    counts = [
+        f"{count:,} {what}"
+        for count, what in (
+            (protocol.num_cases, "cases"),
+            (protocol.num_candidates, "candidates each"),
+        )
+        if count is not None
+    ]
+    text = (
+        f"{', '.join(counts)}{'. ' if counts else ''}Every candidate is ranked, the history left "
+        f"out. Bars and brackets are 95 % intervals of {shown_name(protocol.metric)} over users, "
+        "by drawing users again where the file has them, else 1.96 standard errors each way. They "
+        "say nothing of other seeds."
+    )
+    notes = [Html(f"<p><b>To know:</b> {html.escape(note)}</p>") for note in protocol.notes]
+    content = [figure(_figure(protocol)), _table(protocol.systems), *notes]
+    if protocol.slices:
+        content += [Html("<h3>By slice of the targets</h3>"), _slices(protocol)]
+    return section(f"Systems: {protocol.name}", text, *content)
+
+
+def _ordered(systems: Sequence[System]) -> list[System]:
+    return sorted(systems, key=lambda system: -system.recall)
+
+
+def _table(systems: Sequence[System]) -> Html:
+    names = list(dict.fromkeys(name for system in systems for name in system.metrics))
+    best = {n: max(system.metrics.get(n, 0.0) for system in systems) for n in names}
+    rows = []
+    for system in _ordered(systems):
+        cells = [_value(system.metrics.get(name), best[name]) for name in names]
+        users = "-" if system.num_users is None else f"{system.num_users:,}"
+        rows.append([_name(system), *cells, _interval(system), users])
+    ours = [system for system in systems if system.is_ours]
+    if len(ours) > 1:
+        spread = [_mean(ours, name) for name in names]
+        rows.append([f"{OURS}: mean ± standard deviation of {len(ours)} files", *spread, "", ""])
+    heading = [shown_name(name) for name in names]
+    return table(["system", *heading, f"95 % of {heading[0]}", "users"], rows)
+
+
+def _slices(protocol: Protocol) -> Html:
+    """Recall of every system within every slice, and for how many users it is counted."""
+    found = {
+        part: {system.label: system for system in systems}
+        for part, systems in protocol.slices.items()
+    }
+    heading = ["system"]
+    for part, systems in found.items():
+        users = max((system.num_users or 0 for system in systems.values()), default=0)
+        name = part.replace("_", " ")
+        heading.append(Html(f"{html.escape(name)}<small>{users:,} users</small>"))
+    best = {p: max(system.recall for system in systems.values()) for p, systems in found.items()}
+    rows = []
+    for system in _ordered(protocol.systems):
+        # A slice's figures may be the same in all files where those of all targets are not.
+        own = {part: s.get(system.label) or s.get(system.name) for part, s in found.items()}
+        cells = [_value(None if one is None else one.recall, best[p]) for p, one in own.items()]
+        rows.append([_name(system), *cells])
+    return table(heading, rows)
+
+
+def _name(system: System) -> Html:
+    dot = f'<span class="dot" style="background:{RUST if system.is_ours else GREY}"></span>'
+    return join([Html(dot), system.label])
+
+
+def _value(value: float | None, best: float) -> Html:
+    if value is None:
+        return Html("-")
+    return Html(f"<b>{value:.4f}</b>" if value == best and best > 0 else f"{value:.4f}")
+
+
+def _interval(system: System) -> str:
+    if system.low is None or system.high is None:
+        return "-"
+    return f"{system.low:.4f} to {system.high:.4f}"
+
+
+def _mean(systems: Sequence[System], name: str) -> str:
+    values = [system.metrics[name] for system in systems if name in system.metrics]
+    return f"{fmean(values):.4f} ± {stdev(values):.4f}" if len(values) > 1 else "-"
+
+
+def _figure(protocol: Protocol) -> str:
+    systems = _ordered(protocol.systems)[::-1]
+    with house_style():
+        drawing, (axes,) = new_figure(9, 0.8 + 0.27 * len(systems))
+        for place, system in enumerate(systems):
+            colour = RUST if system.is_ours else GREY
+            error = None
+            if system.low is not None and system.high is not None:
+                value = system.recall
+                error = [[max(value - system.low, 0)], [max(system.high - value, 0)]]
+            axes.errorbar(system.recall, place, xerr=error, fmt="o", color=colour, ms=6, capsize=3)
+        axes.set_yticks(range(len(systems)), [system.label for system in systems])
+        axes.set_ylim(-0.6, len(systems) - 0.4)
+        axes.set_xlim(left=0)
+        axes.set_xlabel(shown_name(protocol.metric))
+        axes.grid(axis="y", visible=False)
+        return svg(drawing)
