@@ -18,6 +18,7 @@ COMMANDS = {
     "export": "write a released checkpoint from a run folder",
     "embed": "write item and user vectors of a dataset",
     "semantic_ids": "write a few codes an item, learnt from released vectors",
+    "mixed_retrieval": "rank with new users against old items, old against new, and both",
     "evaluate": "rank whole catalogues with a release and with baselines",
 }
 
@@ -27,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     args = sys.argv[1:] if argv is None else argv
     if not args or args[0] in ("-h", "--help"):
         print("usage: python -m pretrain COMMAND [--config FILE] [--key value …]\n\ncommands:")
-        print("\n".join(f"  {name:12} {text}" for name, text in COMMANDS.items()))
+        print("\n".join(f"  {name:15} {text}" for name, text in COMMANDS.items()))
         print("\npython -m pretrain COMMAND --help explains every key.")
         return
     if args[0] not in COMMANDS:
@@ -62,7 +63,7 @@ def fit(args: list[str]) -> None:
     from pretrain.export import check_same_run
 
     # Whatever is wrong with the data is said here, before any process group starts.
-    cli.datamodule.prepare(towers=cli.model.encoders.towers, user=cli.model.encoders.user)
+    cli.model.prepare(cli.datamodule)
     # The checkpoint is of the run's own folder, and a ZeRO or Lightning checkpoint holds more
     # than tensors; nothing that was handed over is ever loaded this way.
     checkpoint = cli.run_config.newest_checkpoint()
