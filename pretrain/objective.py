@@ -62,9 +62,9 @@ class LossConfig(NegativesConfig):
     compatibility_weight: float = 0.0
     """Weight of the term that keeps vectors comparable with `model.reuse.old_space`; 0 is off."""
 
-    compatibility: Literal["pull", "influence"] = "pull"
-    """`pull`: 1 - cosine of an item's new and old vector; `influence`: new users and items must be
-    told apart by the old item vectors (backward-compatible training)."""
+    compatibility: Literal["influence", "pull"] = "influence"
+    """`influence`: new users and items must be told apart by the old item vectors
+    (backward-compatible training); `pull`: 1 - cosine of an item's new and old vector."""
 
     encode_chunk: int = 0
     """Items encoded at a time, their activations made again in the backward (GradCache); 0: all

@@ -43,7 +43,7 @@ EVERYTHING = LossConfig(
     tile=4,
 )
 REUSE = LossConfig(
-    pair_weight=0.0,
+    pair_weight=0.5,
     distil_weight=0.5,
     compatibility_weight=0.4,
     compatibility="influence",
