@@ -77,7 +77,8 @@ def features(args: list[str]) -> None:
     cli = parse_run(args, command="features")
     from pretrain.features import compute_features
 
-    compute_features(cli.model.encoders, config=cli.datamodule.config)
+    reused = cli.model.reuse.open(cli.datamodule.dataset, model=cli.model.encoders)
+    compute_features(cli.model.encoders, config=cli.datamodule.config, earlier=reused.earlier)
 
 
 def run_command(name: str, args: list[str]) -> None:

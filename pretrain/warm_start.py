@@ -123,8 +123,8 @@ class EarlierRelease:
             ):
                 raise ValueError(
                     f"{features_dir}: features are of other weights than the release "
-                    f"{self.folder} has ({name} differs); take data.features_dir out, so that the "
-                    "release's own towers are run"
+                    f"{self.folder} has ({name} differs); run python -m pretrain features with the "
+                    "same model.reuse.warm_start into another folder, or take data.features_dir out"
                 )
 
 

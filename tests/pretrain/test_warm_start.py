@@ -3,19 +3,24 @@
 import csv
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from data_prep.dataset import Dataset, open_dataset
 from data_prep.settings import ShardConfig, SplitConfig
 from data_prep.shard import shard_dataset
 from pretrain.cli import main, parse_run
 from pretrain.embed import embed
-from pretrain.export import export
+from pretrain.export import export, find_checkpoint, read_weights
+from pretrain.id_map import rows_of_ids
 from pretrain.item_loader import ItemLoader
 from pretrain.known_vectors import KnownVectors
 from pretrain.lightning_cli import PretrainCLI
@@ -33,7 +38,7 @@ SMALL = """
 --data.config.global_batch_size 32 --data.config.targets_per_sample 4
 --data.config.valid_queries 50 --trainer.log_every_n_steps 1 --trainer.accelerator cpu
 --model.encoders.width 16 --model.encoders.ids both --model.encoders.user.features [age_group]
---trainer.num_nodes 1 --trainer.devices 1 --trainer.limit_val_batches 0
+--trainer.limit_val_batches 0
 """.split()
 
 
@@ -208,6 +213,39 @@ def test_training_on_all_three_is_logged_and_recorded(
     assert load_released(world / "released_2").config.reused == config["reused"]
 
 
+@pytest.mark.ranks
+def test_two_processes_under_zero3_go_on_as_one_does(
+    world: Path, released: Path, embedded: Path, dataset: Dataset
+) -> None:
+    towers = {name: one | {"train": "frozen"} for name, one in TOWERS.items()}
+    more = f"""
+    --trainer.max_steps 3 --model.encoders.dropout 0 --model.encoders.user.dropout 0
+    --model.reuse.warm_start {released} --model.reuse.teacher {embedded}
+    --model.loss.distil_weight 1 --model.reuse.old_space {embedded}
+    --model.loss.compatibility_weight 1
+    """.split()
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    words = words_of(dataset.dir, world / "zero3", "--config", "configs/zero3.yaml", *more)
+    words += ["--model.encoders.towers", json.dumps(towers)]
+    done = subprocess.run(
+        [sys.executable, *launch, "-m", "pretrain", "fit", *words], text=True, capture_output=True,
+        timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    fit(dataset.dir, world / "one", *more, towers=towers)
+    start = load_file(released / "model.safetensors")
+    two, one = (
+        read_weights(find_checkpoint(world / run, which="last")) for run in ("zero3", "one")
+    )
+    assert two.keys() == one.keys() == start.keys()
+    moved = [name for name in start if name != "ids.weight" and ".backbones." not in name]
+    went_two, went_one = (
+        torch.cat([(end[name] - start[name]).flatten() for name in moved]) for end in (two, one)
+    )
+    assert float(went_one.norm()) > 0
+    assert float((went_two - went_one).norm() / went_one.norm()) < 0.05
+
+
 def test_known_vectors_are_matched_by_item_id(
     embedded: Path, world: Path, dataset: Dataset
 ) -> None:
@@ -272,20 +310,51 @@ def test_settings_that_do_not_fit_are_one_error(
     assert message in refusal(capsys, *words_of(dataset.dir, tmp_path / "run", *words))
 
 
-def test_features_of_other_weights_are_refused(
-    released: Path, release: Release, tmp_path: Path
+def test_features_of_the_releases_towers_serve_a_warm_start_and_others_do_not(
+    world: Path, released: Path, release: Release, dataset: Dataset
 ) -> None:
-    from safetensors.torch import save_file
-
-    weights = {f"item_encoder.backbones.{name}": tensor.clone() for name, tensor in
-               release.model.item_encoder.backbones.state_dict().items()}  # fmt: skip
-    earlier = EarlierRelease.open(released)
-    save_file(weights, tmp_path / "backbones.safetensors")
-    earlier._check_features(tmp_path)
-    name = next(iter(weights))
-    save_file(weights | {name: weights[name] + 1}, tmp_path / "backbones.safetensors")
+    towers = {name: one | {"train": "frozen"} for name, one in TOWERS.items()}
+    start = ("--model.reuse.warm_start", str(released))
+    for name, words in (("theirs", start), ("others", ())):
+        more = ("--data.config.features_dir", str(world / name), *words)
+        main(["features", *words_of(dataset.dir, world / "unused", *more, towers=towers)])
+    words = ("--trainer.max_epochs", "0", *start, "--data.config.features_dir")
+    cli = fit(dataset.dir, world / "cached", *words, str(world / "theirs"), towers=towers)
+    rows = list(range(20))
+    loader = ItemLoader(dataset, preprocessors=release.preprocessors)
+    cli.model.model.eval()
+    with torch.no_grad():
+        found = cli.model.model.item_encoder(cli.datamodule.items.load(rows)).fused_nD
+    torch.testing.assert_close(
+        found, release.encode_batch(loader.load(rows)), rtol=0, atol=2e-3
+    )  # cached features are float16
     with pytest.raises(ValueError, match="features are of other weights than the release"):
-        earlier._check_features(tmp_path)
+        fit(dataset.dir, world / "wrong", *words, str(world / "others"), towers=towers)
+
+
+def test_a_release_mixes_with_itself_without_loss(
+    released: Path, embedded: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    ids = dataset.items["item_id"].to_pylist()
+    cases = {
+        "user_id": list(range(30)),
+        "history": [ids[number : number + 3] for number in range(30)],
+        "targets": [[ids[number + 50]] for number in range(30)],
+    }
+    pq.write_table(pa.table(cases), tmp_path / "cases.parquet")
+    words = ["--cases", str(tmp_path / "cases.parquet"), "--out", str(tmp_path / "mixed.json")]
+    for side in ("new", "old"):
+        words += [f"--{side}_released", str(released), f"--{side}_embeddings", str(embedded)]
+    main(["mixed_retrieval", *words, "--k", "50"])
+    found = json.loads((tmp_path / "mixed.json").read_text())["mixed"]
+    assert list(found) == ["new_new", "old_old", "new_old", "old_new", "new_half"]
+    assert 0 < found["new_new"]["recall@50"] < 1
+    assert all(one == found["new_new"] for one in found.values())
+
+
+def test_ids_of_two_types_meet_as_text() -> None:
+    found = rows_of_ids(pa.array(["7", "x", "5"]), known=pa.array([5, 6, 7]))
+    assert found.tolist() == [2, -1, 0]
 
 
 def test_rows_of_a_table_are_matched_and_others_keep_what_they_have() -> None:
