@@ -7,7 +7,6 @@ Shapes: I items (one zero row more for no item), W width of a rung's item vector
 L history length, S similarities, D width of the released space, B impressions of a batch.
 """
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,11 +21,10 @@ from data_prep.dataset import Dataset
 from finetune.data import CtrData, Impressions
 from finetune.embeddings import Embeddings
 from finetune.settings import InputConfig, Rung
+from pretrain.look_ahead import refuse_look_ahead
 
 if TYPE_CHECKING:
     from pretrain import Release
-
-logger = logging.getLogger(__name__)
 
 SIMILARITIES = ("user_to_item", "history_max_to_item", "history_mean_to_item")
 CHUNK_BYTES = 64 << 20
@@ -181,11 +179,6 @@ def open_content(rung: Rung, inputs: InputConfig, *, dataset: Dataset, seed: int
     )
 
 
-def looks_ahead(newest_event: int, dataset: Dataset) -> bool:
-    """Whether something that has seen `newest_event` knows of the validation time or later."""
-    return newest_event >= dataset.manifest.cutoffs.valid_start
-
-
 def _open_release(inputs: InputConfig, embeddings: Embeddings, dataset: Dataset) -> "Release":
     from pretrain import load_released
 
@@ -202,16 +195,11 @@ def _open_release(inputs: InputConfig, embeddings: Embeddings, dataset: Dataset)
             "re-run python -m pretrain embed with this release"
         )
     newest = max(release.newest_event, embeddings.newest_event)
-    if looks_ahead(newest, dataset):
-        valid_start = dataset.manifest.cutoffs.valid_start
-        found = (
-            f"{inputs.released}: found a newest event of {newest} ms, expected one before "
-            f"valid_start {valid_start} ms of {dataset.dir}: it has seen what it is tested on"
-        )
-        if not inputs.allow_look_ahead:
-            raise ValueError(
-                f"{found}; pre-train on events before valid_start, or give "
-                "--allow_look_ahead true, which the report records"
-            )
-        logger.warning("%s; allowed by allow_look_ahead", found)
+    refuse_look_ahead(
+        newest,
+        dataset,
+        source=inputs.released,
+        allowed=inputs.allow_look_ahead,
+        override="--allow_look_ahead true, which the report records",
+    )
     return release

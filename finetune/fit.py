@@ -19,12 +19,13 @@ from safetensors.torch import save_file
 from data_prep.dataset import Dataset, open_dataset
 from finetune import run_folder
 from finetune.batches import CtrTable
-from finetune.content import Content, looks_ahead, open_content
+from finetune.content import Content, open_content
 from finetune.data import CtrData, Impressions
 from finetune.model import CtrModel
 from finetune.module import CtrModule
 from finetune.settings import FitConfig, InputConfig
 from finetune.slices import slice_masks, slice_metrics
+from pretrain.look_ahead import looks_ahead
 
 logger = logging.getLogger(__name__)
 

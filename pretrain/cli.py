@@ -18,6 +18,7 @@ COMMANDS = {
     "export": "write a released checkpoint from a run folder",
     "embed": "write item and user vectors of a dataset",
     "semantic_ids": "write a few codes an item, learnt from released vectors",
+    "mixed_retrieval": "rank with new users against old items, old against new, and both",
     "evaluate": "rank whole catalogues with a release and with baselines",
     "report": "one page on a run: systems side by side, curves, a map of the space",
 }
@@ -28,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     args = sys.argv[1:] if argv is None else argv
     if not args or args[0] in ("-h", "--help"):
         print("usage: python -m pretrain COMMAND [--config FILE] [--key value …]\n\ncommands:")
-        print("\n".join(f"  {name:12} {text}" for name, text in COMMANDS.items()))
+        print("\n".join(f"  {name:15} {text}" for name, text in COMMANDS.items()))
         print("\npython -m pretrain COMMAND --help explains every key.")
         return
     if args[0] not in COMMANDS:
@@ -63,7 +64,7 @@ def fit(args: list[str]) -> None:
     from pretrain.export import check_same_run
 
     # Whatever is wrong with the data is said here, before any process group starts.
-    cli.datamodule.prepare(towers=cli.model.encoders.towers, user=cli.model.encoders.user)
+    cli.model.prepare(cli.datamodule)
     # The checkpoint is of the run's own folder, and a ZeRO or Lightning checkpoint holds more
     # than tensors; nothing that was handed over is ever loaded this way.
     checkpoint = cli.run_config.newest_checkpoint()
@@ -77,7 +78,8 @@ def features(args: list[str]) -> None:
     cli = parse_run(args, command="features")
     from pretrain.features import compute_features
 
-    compute_features(cli.model.encoders, config=cli.datamodule.config)
+    reused = cli.model.reuse.open(cli.datamodule.dataset, model=cli.model.encoders)
+    compute_features(cli.model.encoders, config=cli.datamodule.config, earlier=reused.earlier)
 
 
 def run_command(name: str, args: list[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -37,7 +37,7 @@ from pretrain.samples import (
 )
 from pretrain.towers import TowerConfig
 from pretrain.user_encoder import UserEncoderConfig
-from pretrain.user_features import encode_users, fit_user_columns
+from pretrain.user_features import UserColumn, encode_users, fit_user_columns, keep_earlier
 
 log = logging.getLogger(__name__)
 
@@ -263,8 +263,16 @@ class PretrainData(pl.LightningDataModule):
             self._opened = open_dataset(self.config.dataset_dir)
         return self._opened
 
-    def prepare(self, *, towers: Mapping[str, TowerConfig], user: UserEncoderConfig) -> None:
+    def prepare(
+        self,
+        *,
+        towers: Mapping[str, TowerConfig],
+        user: UserEncoderConfig,
+        earlier_columns: Sequence[UserColumn] = (),
+    ) -> None:
         """Open everything for these towers, once; training calls it before anything else.
+
+        `earlier_columns` are those of a release that training goes on from.
 
         Raises:
             ValueError: no training events, features that are of other towers or another dataset.
@@ -302,12 +310,13 @@ class PretrainData(pl.LightningDataModule):
         rng = np.random.default_rng([self.config.seed, 2])
         count = min(self.config.valid_queries, len(after))
         self.valid_chosen = np.sort(rng.choice(after, count, replace=False)) if count else after[:0]
-        self.user_columns = fit_user_columns(
+        fresh_columns = fit_user_columns(
             self.dataset.users,
             types=manifest.features.user,
             names=user.features,
             train_U=np.diff(self.train_events.offsets) > 0,
         )
+        self.user_columns = keep_earlier(fresh_columns, earlier_columns)
         self.users_UC = (
             encode_users(self.dataset.users, self.user_columns) if self.user_columns else None
         )

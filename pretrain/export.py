@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -42,10 +42,13 @@ def describe_run(
     architectures: dict[str, dict[str, Any]],
     feature_widths: dict[str, int],
     user_columns: Sequence[UserColumn] = (),
+    reused: Mapping[str, dict[str, Any]] | None = None,
 ) -> ReleaseConfig:
     """What a release of this run will say of itself."""
     manifest = dataset.manifest
     modalities = manifest.modalities
+    reused = dict(reused or {})
+    seen = [manifest.newest_train_event, *(one["newest_event"] for one in reused.values())]
     return ReleaseConfig(
         model=model,
         architectures=architectures,
@@ -56,7 +59,8 @@ def describe_run(
         num_items=dataset.num_items,
         dataset=manifest.name,
         dataset_fingerprint=file_sha256(dataset.dir / MANIFEST_FILE),
-        newest_event=manifest.newest_train_event,
+        newest_event=max(seen),
+        reused=reused,
         valid_start=manifest.cutoffs.valid_start,
     )
 
@@ -171,6 +175,10 @@ def card(config: ReleaseConfig, manifest: Manifest, *, source: Path) -> str:
         f"| {name} | {tower.library} {tower.name} | {tower.weights} | {tower.train} |"
         for name, tower in config.model.towers.items()
     )
+    built_on = "".join(
+        f"- Built on the release with weights SHA-256 `{one['release_fingerprint']}` ({name}).\n"
+        for name, one in config.reused.items()
+    )
     counts = ", ".join(f"{value:,} {name}" for name, value in manifest.counts.items())
     return f"""# Triptych release: {config.dataset}
 
@@ -182,7 +190,7 @@ Item and user encoder in one space of width {config.model.width}.
 
 - Newest event seen: {day(config.newest_event)} ({config.newest_event} ms). Do not finetune on data
   whose `valid_start` is not after it: that would be looking ahead.
-- Dataset: {config.dataset}, manifest SHA-256 `{config.dataset_fingerprint}`: {counts}.
+{built_on}- Dataset: {config.dataset}, manifest SHA-256 `{config.dataset_fingerprint}`: {counts}.
 - Checkpoint: `{source.name}`.
 - The terms of the data and of the backbones' weights apply to this release too.
 

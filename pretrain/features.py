@@ -27,6 +27,7 @@ from pretrain.feature_parts import PARTS_DIR, FeatureParts, Share, features_dige
 from pretrain.item_loader import ItemLoader, preprocessors_of, vector_widths_of
 from pretrain.model import ModelConfig
 from pretrain.towers import build_backbone
+from pretrain.warm_start import EarlierRelease
 
 log = logging.getLogger(__name__)
 
@@ -35,13 +36,16 @@ BATCH_SIZE = 64
 
 
 @torch.inference_mode()
-def compute_features(model: ModelConfig, *, config: DataConfig) -> None:
+def compute_features(
+    model: ModelConfig, *, config: DataConfig, earlier: EarlierRelease | None = None
+) -> None:
     """Run every tower over every item and keep the features (float16) for quick training.
 
     Args:
         model: the architecture; every tower must be frozen.
         config: `dataset_dir` is read, `features_dir` is written, features.json last; `seed`
             decides towers whose weights are random.
+        earlier: a release whose towers are taken, whatever it trained of them.
     """
     dataset_dir, out_dir = config.dataset_dir, config.features_dir
     if out_dir is None:
@@ -55,7 +59,7 @@ def compute_features(model: ModelConfig, *, config: DataConfig) -> None:
     dataset = open_dataset(dataset_dir)
     threads = int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads()))
     torch.set_num_threads(threads)
-    backbones = _build(model, dataset, seed=config.seed)
+    backbones = _build(model, dataset, seed=config.seed, earlier=earlier)
     digests = {
         name: features_digest(dataset, model.towers[name], one) for name, one in backbones.items()
     }
@@ -87,13 +91,18 @@ def compute_features(model: ModelConfig, *, config: DataConfig) -> None:
         _join(out_dir, parts, dataset=dataset, model=model, backbones=backbones, digests=digests)
 
 
-def _build(model: ModelConfig, dataset: Dataset, *, seed: int) -> dict[str, Backbone]:
+def _build(
+    model: ModelConfig, dataset: Dataset, *, seed: int, earlier: EarlierRelease | None
+) -> dict[str, Backbone]:
     """Every tower, the same on every process."""
     given = vector_widths_of(dataset)
     backbones = {}
     for name, tower in model.towers.items():
         torch.manual_seed(seed)
-        backbones[name] = build_backbone(name, tower, given_width=given.get(name)).eval()
+        start = None if earlier is None else earlier.tower_weights(name)
+        backbones[name] = build_backbone(
+            name, tower, given_width=given.get(name), start=start
+        ).eval()
     return backbones
 
 

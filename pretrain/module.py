@@ -27,6 +27,7 @@ from pretrain.model import ModelConfig, TwoSpaceModel
 from pretrain.negatives import warn_few_negatives
 from pretrain.objective import LossConfig, objective
 from pretrain.optim import OptimConfig, build_optimizer, warmup_cosine
+from pretrain.reuse import ReuseConfig, Reused
 from pretrain.towers import Backbone, build_backbone
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class PretrainModule(pl.LightningModule):
         encoders: ModelConfig,
         loss: LossConfig = LossConfig(),  # noqa: B008 - frozen
         optim: OptimConfig = OptimConfig(),  # noqa: B008 - frozen
+        reuse: ReuseConfig = ReuseConfig(),  # noqa: B008 - frozen
     ) -> None:
         """Describe the run; the model itself is built when the dataset is known.
 
@@ -52,11 +54,14 @@ class PretrainModule(pl.LightningModule):
             encoders: architecture.
             loss: objective.
             optim: optimizer and schedule.
+            reuse: earlier releases that the run builds on.
         """
         super().__init__()
         self.encoders, self.loss_config, self.optim_config = encoders, loss, optim
         self.model: TwoSpaceModel | None = None
         self.loss_state: LossState | None = None
+        self.reuse = reuse
+        self.reused: Reused | None = None
 
     @property
     def data(self) -> PretrainData:
@@ -65,16 +70,47 @@ class PretrainModule(pl.LightningModule):
         assert isinstance(datamodule, PretrainData)
         return datamodule
 
+    def prepare(self, data: PretrainData) -> Reused:
+        """Open all that the run reads, once.
+
+        Raises:
+            ValueError: something is wrong with the data or with what is reused.
+        """
+        if self.reused is not None:
+            return self.reused
+        reused = self.reuse.open(data.dataset, model=self.encoders)
+        for weight, setting, known in (
+            ("distil_weight", "teacher", reused.teacher),
+            ("compatibility_weight", "old_space", reused.old),
+        ):
+            if (getattr(self.loss_config, weight) > 0) != (known is not None):
+                raise ValueError(
+                    f"loss.{weight} is {getattr(self.loss_config, weight)} and model.reuse."
+                    f"{setting} {getattr(self.reuse, setting)}; set both, or neither"
+                )
+        data.prepare(
+            towers=self.encoders.towers,
+            user=self.encoders.user,
+            earlier_columns=reused.user_columns,
+        )
+        self.reused = reused
+        return reused
+
     def configure_model(self) -> None:
         """Build the model for the dataset at hand."""
         if self.model is not None:
             return
-        self.data.prepare(towers=self.encoders.towers, user=self.encoders.user)
+        earlier = self.prepare(self.data).earlier
         backbones: dict[str, Backbone] = {}
         if self.data.features is None:
             given = vector_widths_of(self.data.dataset)
             backbones = {
-                name: build_backbone(name, tower, given_width=given.get(name))
+                name: build_backbone(
+                    name,
+                    tower,
+                    given_width=given.get(name),
+                    start=None if earlier is None else earlier.tower_weights(name),
+                )
                 for name, tower in self.encoders.towers.items()
             }
             widths = {name: backbone.width for name, backbone in backbones.items()}
@@ -88,8 +124,17 @@ class PretrainModule(pl.LightningModule):
             num_items=num_items,
             user_columns=self.data.user_columns,
         )
-        rows = np.linspace(0, num_items - 1, min(num_items, CALIBRATION_ITEMS)).astype(np.int64)
-        self.model.item_encoder.calibrate(self.data.items.load(rows))
+        if earlier is None:
+            rows = np.linspace(0, num_items - 1, min(num_items, CALIBRATION_ITEMS)).astype(np.int64)
+            self.model.item_encoder.calibrate(self.data.items.load(rows))
+        else:
+            count = earlier.load_into(
+                self.model,
+                item_ids=self.data.dataset.items["item_id"].combine_chunks(),
+                features_dir=self.data.config.features_dir,
+            )
+            log.info("%s knew %d of %d items", earlier.folder, count, num_items)
+            earlier.weights.clear()  # a second copy of every tower
         if (self.loss_config.behaviour_weight > 0) != (self.data.config.item_pairs > 0):
             raise ValueError(
                 f"loss.behaviour_weight is {self.loss_config.behaviour_weight} and data.item_pairs "
@@ -105,6 +150,7 @@ class PretrainModule(pl.LightningModule):
         if not self.trainer.is_global_zero:
             return
         assert self.model is not None
+        assert self.reused is not None
         run_dir, features_dir = Path(self.trainer.default_root_dir), self.data.config.features_dir
         architectures = self._architectures
         if features_dir is not None:
@@ -120,12 +166,14 @@ class PretrainModule(pl.LightningModule):
                 if isinstance(adapter, Adapter)
             },
             user_columns=self.data.user_columns,
+            reused=self.reused.provenance(),
         )
         replace_file(run_dir / RUN_FILE, run.to_json().encode())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One global batch."""
         assert self.model is not None
+        assert self.reused is not None
         data = self.data
         data.move_probabilities(self.device)
         step = self.current_epoch * data.steps_per_epoch + batch_idx
@@ -138,6 +186,8 @@ class PretrainModule(pl.LightningModule):
                 step=step,
                 state=self.loss_state,
                 pair_probability_N=data.pair_probability,
+                teacher=self.reused.teacher,
+                old=self.reused.old,
             )
         self.log("train/loss", result.loss, prog_bar=True, batch_size=1)
         for name, value in result.report.items():

@@ -16,7 +16,10 @@ from torch import Tensor
 from pretrain.alignments import content_content, item_item, user_item
 from pretrain.batch import Batch
 from pretrain.chunked_encoding import encode_in_chunks
+from pretrain.compatibility import influence, pull
+from pretrain.distillation import distillation
 from pretrain.gate_balance import gate_balance
+from pretrain.known_vectors import KnownVectors
 from pretrain.loss_state import LossState
 from pretrain.losses import ramped
 from pretrain.modality_dropout import dropped_modalities, row_hash
@@ -49,6 +52,20 @@ class LossConfig(NegativesConfig):
     pair_loss: Literal["info_nce", "sigmoid"] = "info_nce"
     """Content-content as one softmax each way (CLIP) or as independent sigmoids (SigLIP)."""
 
+    distil_weight: float = 0.0
+    """Weight of relational distillation from `model.reuse.teacher`: similarities of items to each
+    other, not their vectors, are pulled to the teacher's; 0 is off."""
+
+    distil_temperature: float = 0.1
+    """Softmax temperature of the teacher's and the student's similarities."""
+
+    compatibility_weight: float = 0.0
+    """Weight of the term that keeps vectors comparable with `model.reuse.old_space`; 0 is off."""
+
+    compatibility: Literal["influence", "pull"] = "influence"
+    """`influence`: new users and items must be told apart by the old item vectors
+    (backward-compatible training); `pull`: 1 - cosine of an item's new and old vector."""
+
     encode_chunk: int = 0
     """Items encoded at a time, their activations made again in the backward (GradCache); 0: all
     at once."""
@@ -66,7 +83,16 @@ class LossConfig(NegativesConfig):
                     f"loss: {name}_weight and {name}_ramp_steps must not be negative, got {weight} "
                     f"and {steps}"
                 )
-        for name in ("encode_chunk", "gate_balance_weight"):
+        if self.distil_temperature <= 0:
+            raise ValueError(
+                f"loss.distil_temperature must be positive, got {self.distil_temperature}"
+            )
+        for name in (
+            "encode_chunk",
+            "gate_balance_weight",
+            "distil_weight",
+            "compatibility_weight",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"loss.{name} must not be negative, got {getattr(self, name)}")
 
@@ -112,6 +138,8 @@ def objective(
     step: int,
     state: LossState | None = None,
     pair_probability_N: Tensor | None = None,
+    teacher: KnownVectors | None = None,
+    old: KnownVectors | None = None,
 ) -> Objective:
     """The weighted sum of the losses of one global batch.
 
@@ -123,6 +151,8 @@ def objective(
         step: number of the global batch, for schedules and hidden ids.
         state: of `config.state`; None where it needs nothing.
         pair_probability_N: the same for the targets of item-item pairs.
+        teacher: vectors to distil from.
+        old: vectors to stay comparable with.
     """
     rows_n = batch.items.rows_n
     seen_nM = torch.stack([batch.items.presence[m] for m in model.item_encoder.modalities], 1)
@@ -188,6 +218,30 @@ def objective(
         loss = loss + weight * torch.stack(list(pairs.values())).mean()
         report |= pairs
         report |= {"content_weight": torch.tensor(weight), "content_scale": scale}
+    if config.distil_weight and teacher is not None:
+        report["distil_loss"] = distillation(
+            item_nD,
+            batch,
+            teacher=teacher,
+            temperature=config.distil_temperature,
+            tile=config.tile,
+        )
+        loss = loss + config.distil_weight * report["distil_loss"]
+    if config.compatibility_weight and old is not None:
+        if config.compatibility == "pull":
+            compatible = pull(item_nD, batch, old=old)
+        else:
+            compatible = influence(
+                states_BSD,
+                item_nD,
+                batch,
+                old=old,
+                probability_N=item_probability_N,
+                scale=model.temperature(),
+                config=config,
+            )
+        report["compatibility_loss"] = compatible
+        loss = loss + config.compatibility_weight * compatible
     if config.gate_balance_weight:
         balance = gate_balance(vectors.gate_nM, seen_nM, rows_n=rows_n)
         loss = loss + config.gate_balance_weight * balance

@@ -15,13 +15,12 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
@@ -30,6 +29,7 @@ from torch import Tensor
 
 from data_prep.records import ItemRecord
 from pretrain.batch import ItemBatch
+from pretrain.id_map import rows_of_ids
 from pretrain.item_encoder import ItemVectors
 from pretrain.model import ModelConfig, TwoSpaceModel
 from pretrain.preprocess import Preprocessor, build_preprocessors, prepare_records
@@ -68,6 +68,9 @@ class ReleaseConfig:
 
     user_columns: tuple[UserColumn, ...] = ()
     """User features that the user encoder reads, with their vocabularies."""
+
+    reused: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Earlier releases that training built on, see `reuse.py`; `newest_event` counts theirs too."""
 
     format: str = RELEASE_FORMAT
     version: int = RELEASE_VERSION
@@ -153,10 +156,7 @@ class Release:
         Returns:
             Vectors to retrieve with [n, D], and vectors as events of a history [n, D].
         """
-        ids = item_ids if item_ids.type == self.item_ids.type else item_ids.cast(pa.string())
-        known = self.item_ids if ids.type == self.item_ids.type else self.item_ids.cast(pa.string())
-        rows = pc.index_in(ids, value_set=known).fill_null(-1).to_numpy(zero_copy_only=False)
-        rows_n = torch.from_numpy(rows.astype(np.int64))
+        rows_n = torch.from_numpy(rows_of_ids(item_ids, known=self.item_ids))
         vectors = ItemVectors(item_nD, {}, item_nD.new_zeros(len(item_nD), 0))
         return self.model.encode_items(vectors, rows_n.clamp(min=0), hidden_n=rows_n < 0)
 
@@ -226,6 +226,20 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def check_release_files(folder: Path) -> None:
+    """Refuse a folder that is no release.
+
+    Raises:
+        ValueError: it lacks a file of one.
+    """
+    for name in (CONFIG_FILE, WEIGHTS_FILE, ID_MAP_FILE):
+        if not (folder / name).is_file():
+            raise ValueError(
+                f"{folder}: no {name}, so it is no released checkpoint; "
+                "write one with python -m pretrain export"
+            )
+
+
 def load_released(path: Path | str) -> Release:
     """Load a released checkpoint. Needs neither Lightning nor DeepSpeed; never unpickles.
 
@@ -233,12 +247,7 @@ def load_released(path: Path | str) -> Release:
         ValueError: not a release, another version, or weights that do not fit the config.
     """
     folder = Path(path)
-    for name in (CONFIG_FILE, WEIGHTS_FILE, ID_MAP_FILE):
-        if not (folder / name).is_file():
-            raise ValueError(
-                f"{folder}: no {name}, so it is no released checkpoint; "
-                "write one with python -m pretrain export"
-            )
+    check_release_files(folder)
     config = ReleaseConfig.from_json(
         (folder / CONFIG_FILE).read_text(), source=folder / CONFIG_FILE
     )

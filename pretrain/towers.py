@@ -7,9 +7,13 @@ one of a picture.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from pretrain.backbone import Backbone, GivenVectors, Library, TowerConfig
+from pretrain.named_weights import load_exactly
 from pretrain.tower_efficientnet import build_efficientnet_lite
 from pretrain.tower_frames import FramesBackbone
 from pretrain.tower_open_clip import build_open_clip
@@ -34,6 +38,7 @@ def build_backbone(
     *,
     given_width: int | None = None,
     saved: dict[str, Any] | None = None,
+    start: Mapping[str, Tensor] | None = None,
 ) -> Backbone:
     """Build the backbone of one modality.
 
@@ -43,10 +48,13 @@ def build_backbone(
         given_width: width of the given vectors, from the dataset's manifest.
         saved: what `architecture()` said when a release was written; weights are then left random,
             to be loaded by the caller, nothing is looked up by name, and there are no adapters.
+        start: weights of an earlier release in the place of the config's, by the backbone's own
+            names; they are loaded before adapters are added.
 
     Raises:
         ValueError: an unknown model, a package that is not installed, a modality that the library
-            has no tower for.
+            has no tower for, weights
+            that do not fit.
     """
     if config.library == "given":
         width = saved["width"] if saved else given_width
@@ -66,6 +74,8 @@ def build_backbone(
         backbone: Backbone = FramesBackbone(picture, pool=config.frames_pool)
     else:
         backbone = _build(modality, config, saved)
+    if start is not None:
+        load_exactly(backbone, start, source=f"earlier release, tower {modality}")
     if saved is None:
         tune(backbone, config)
         if isinstance(backbone, FramesBackbone):

@@ -6,6 +6,7 @@ category (0: none, or not seen before `valid_start`), or a standardised number (
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -68,6 +69,27 @@ def fit_user_columns(
             vocabulary = sorted(pc.unique(seen).to_pylist())[: MAX_CATEGORIES - 1]
             columns.append(UserColumn(name=name, kind="categorical", values=tuple(vocabulary)))
     return tuple(columns)
+
+
+def keep_earlier(
+    fresh: Sequence[UserColumn], earlier: Sequence[UserColumn]
+) -> tuple[UserColumn, ...]:
+    """Columns for a model that goes on from an earlier one: its codes and scales stay valid.
+
+    Categories known before keep their codes and new ones follow; numbers keep their scale.
+    """
+    before = {column.name: column for column in earlier}
+    kept = []
+    for column in fresh:
+        old = before.get(column.name)
+        if old is None or old.kind != column.kind:
+            kept.append(column)
+        elif column.kind == "numeric":
+            kept.append(old)
+        else:
+            new = tuple(value for value in column.values if value not in set(old.values))
+            kept.append(dataclasses.replace(old, values=(*old.values, *new)))
+    return tuple(kept)
 
 
 def encode_users(users: pa.Table, columns: Sequence[UserColumn]) -> Tensor:

@@ -19,6 +19,8 @@ RUNS = {
     "ddp-everything": "everything_plain",
     "zero2-everything": "everything_plain",
     "ddp-sigmoid": "sigmoid_plain",
+    "ddp-influence": "influence_plain",
+    "ddp-pull": "pull",
 }
 """On two ranks → the case of one rank that must give the same."""
 SCRIPT = Path(__file__).with_name("two_ranks.py")
@@ -73,7 +75,7 @@ def test_two_ranks_give_the_loss_gradients_and_queue_of_one(
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("case", ["everything", "sigmoid"])
+@pytest.mark.parametrize("case", ["everything", "sigmoid", "influence"])
 def test_tiles_and_chunks_change_nothing_on_one_rank(
     case: str, on_one_rank: dict[str, dict[str, Tensor]]
 ) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from data_prep.events import EventLog
 from pretrain.batch import Batch, ItemBatch
 from pretrain.collectives import rank, sum_over_ranks, world_size
+from pretrain.known_vectors import KnownVectors
 from pretrain.model import ModelConfig, TwoSpaceModel
 from pretrain.objective import LossConfig, objective
 from pretrain.samples import cut_windows, draw_samples, rank_slice
@@ -41,11 +42,21 @@ EVERYTHING = LossConfig(
     encode_chunk=3,
     tile=4,
 )
+REUSE = LossConfig(
+    pair_weight=0.5,
+    distil_weight=0.5,
+    compatibility_weight=0.4,
+    compatibility="influence",
+    tile=4,
+)
 CASES = {
     "default": LossConfig(pair_weight=0.5, gate_balance_weight=0.2),
     "everything": EVERYTHING,
     # The plain twin: all logits at once, all items encoded at once.
     "everything_plain": dataclasses.replace(EVERYTHING, tile=0, encode_chunk=0),
+    "influence": REUSE,
+    "influence_plain": dataclasses.replace(REUSE, tile=0),
+    "pull": dataclasses.replace(REUSE, compatibility="pull"),
     "sigmoid": LossConfig(pair_weight=0.5, pair_loss="sigmoid", tile=4),
     "sigmoid_plain": LossConfig(pair_weight=0.5, pair_loss="sigmoid", tile=0),
 }
@@ -67,6 +78,14 @@ def make_model() -> TwoSpaceModel:
     assert model.ids is not None
     nn.init.normal_(model.ids.weight, std=0.1)
     return model
+
+
+def make_known(width: int, *, lacking: int) -> KnownVectors:
+    """What an earlier release said of all items but some."""
+    generator = torch.Generator().manual_seed(width)
+    vectors = nn.functional.normalize(torch.randn(NUM_ITEMS, width, generator=generator), dim=-1)
+    places = torch.arange(NUM_ITEMS)
+    return KnownVectors(vectors, torch.where(places % lacking == 0, -1, places))
 
 
 def make_log() -> EventLog:
@@ -146,6 +165,8 @@ class Trained(nn.Module):
             step=3,
             state=self.state,
             pair_probability_N=counts.flip(0) / counts.sum(),
+            teacher=make_known(5, lacking=4),
+            old=make_known(8, lacking=3),
         ).loss
 
     def found(self, loss: Tensor, grads: dict[str, Tensor | None]) -> dict[str, Tensor]:

@@ -1,0 +1,41 @@
+"""Time is a type: what has seen the validation time is not used to be judged by it."""
+
+from __future__ import annotations
+
+import logging
+
+from data_prep.dataset import Dataset
+
+log = logging.getLogger(__name__)
+
+
+def looks_ahead(newest_event: int, dataset: Dataset) -> bool:
+    """Whether something that has seen `newest_event` knows of the validation time or later."""
+    return newest_event >= dataset.manifest.cutoffs.valid_start
+
+
+def refuse_look_ahead(
+    newest_event: int, dataset: Dataset, *, source: object, allowed: bool, override: str
+) -> None:
+    """Refuse what has seen the validation time, or warn where that is allowed.
+
+    Args:
+        newest_event: newest event that it has seen, unix milliseconds.
+        dataset: where it is to be used.
+        source: what it is, for the message.
+        allowed: the explicit override.
+        override: how the override is given and where it is recorded.
+
+    Raises:
+        ValueError: it looks ahead and is not allowed to.
+    """
+    if not looks_ahead(newest_event, dataset):
+        return
+    found = (
+        f"{source}: found a newest event of {newest_event} ms, expected one before valid_start "
+        f"{dataset.manifest.cutoffs.valid_start} ms of {dataset.dir}: it has seen what it is "
+        "tested on"
+    )
+    if not allowed:
+        raise ValueError(f"{found}; pre-train on events before valid_start, or give {override}")
+    log.warning("%s; allowed by allow_look_ahead", found)

@@ -1,0 +1,171 @@
+"""`python -m pretrain mixed_retrieval`: may new and old vectors stand in one index?
+
+After an update of the model a catalogue is encoded anew item by item; until that is done, users
+and items of two releases meet. Shapes: B cases, N items, D width.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from data_prep.records import replace_file
+from pretrain.cases import Cases, read_cases, read_catalogue
+from pretrain.evaluate import results_table
+from pretrain.metrics import mean_over_users, ndcg_at_k, rank_catalogue, recall_at_k
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Space:
+    """What one release says of the same users and items."""
+
+    user_BD: Tensor
+    item_ND: Tensor
+
+
+def mixtures(new: Space, old: Space, *, seed: int) -> dict[str, Space]:
+    """Users of one release against items of another, by name (users first).
+
+    The cross tests of Shen et al. (CVPR 2020, arXiv 2003.11942), and `new_half`: half of the
+    items, drawn by the seed, are encoded anew already and the others not yet.
+
+    Raises:
+        ValueError: spaces of two widths.
+    """
+    if new.item_ND.shape != old.item_ND.shape:
+        raise ValueError(
+            f"found items of shape {tuple(new.item_ND.shape)} in the new space and "
+            f"{tuple(old.item_ND.shape)} in the old one, expected one shape: vectors of two widths "
+            "cannot be compared"
+        )
+    num_items = len(new.item_ND)
+    renewed = np.random.default_rng([seed, 4]).permutation(num_items)[: num_items // 2]
+    half_ND = old.item_ND.clone()
+    half_ND[torch.from_numpy(renewed)] = new.item_ND[torch.from_numpy(renewed)]
+    return {
+        "new_new": new,
+        "old_old": old,
+        "new_old": Space(new.user_BD, old.item_ND),
+        "old_new": Space(old.user_BD, new.item_ND),
+        "new_half": Space(new.user_BD, half_ND),
+    }
+
+
+def mixed_retrieval(
+    cases: Path,
+    out: Path,
+    new_released: Path,
+    new_embeddings: Path,
+    old_released: Path,
+    old_embeddings: Path,
+    *,
+    protocol: str = "mixed",
+    k: int = 20,
+    chunk: int = 256,
+    seed: int = 0,
+    note: str = "",
+) -> dict[str, Any]:
+    """Rank the catalogue with users and items of two releases, alone and mixed, side by side.
+
+    `new_new` and `old_old` are the releases by themselves, `new_old` new users against old items,
+    `old_new` the reverse, `new_half` new users against items of which half are new. Compatible:
+    `new_old` is not below `old_old`, so that the update already pays before anything is encoded
+    anew. The history is masked, ties are broken against the system, as in `evaluate`.
+
+    Args:
+        cases: Parquet with user_id, history and targets (lists of item ids); one row a question.
+        out: JSON to write, of the shape that `evaluate` writes.
+        new_released: released checkpoint.
+        new_embeddings: folder of python -m pretrain embed with it.
+        old_released: the older released checkpoint.
+        old_embeddings: folder of embed with that one, on the same dataset.
+        protocol: name of the protocol that the cases follow.
+        k: places that count.
+        chunk: cases that are scored at a time.
+        seed: decides which half of the items is new.
+        note: what a reader must know of the figures; kept beside them.
+
+    Raises:
+        ValueError: embeddings of other releases or of two catalogues, spaces of two widths.
+    """
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    new_ids, new_vectors = _vectors(new_embeddings)
+    old_ids, old_vectors = _vectors(old_embeddings)
+    if not new_ids.equals(old_ids):
+        raise ValueError(
+            f"found {len(new_ids)} items in {new_embeddings} and {len(old_ids)} in "
+            f"{old_embeddings}, expected the same; run python -m pretrain embed with both releases "
+            "on one dataset"
+        )
+    asked = read_cases(cases, catalogue=new_ids)
+    new = _space(new_released, new_embeddings, new_vectors, asked=asked, chunk=chunk)
+    old = _space(old_released, old_embeddings, old_vectors, asked=asked, chunk=chunk)
+    systems = {
+        name: _metrics(one, asked=asked, k=k, chunk=chunk)
+        for name, one in mixtures(new, old, seed=seed).items()
+    }
+    about = {"n_cases": len(asked.users_B), "n_candidates": len(new_ids), "note": note}
+    result = {protocol: systems, "about": {protocol: about}}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(out, json.dumps(result, indent=2).encode())
+    Console().print(results_table(protocol, systems, about=about))
+    return result
+
+
+def _vectors(embeddings: Path) -> tuple[pa.Array, dict[str, Tensor]]:
+    ids, found = read_catalogue(
+        [embeddings / "items.parquet"], columns=["aligned", "event"], tables=[]
+    )
+    return ids, {name: torch.from_numpy(matrix) for name, matrix in found.items()}
+
+
+def _space(
+    released: Path, embeddings: Path, vectors: dict[str, Tensor], *, asked: Cases, chunk: int
+) -> Space:
+    """One release's users, by its own event vectors of their histories, and its items."""
+    from pretrain.release import load_released  # as in evaluate: quick where it is not needed
+
+    release = load_released(released)
+    maker = json.loads((embeddings / "embeddings.json").read_text())["release_fingerprint"]
+    if maker != release.fingerprint:
+        raise ValueError(
+            f"{embeddings}: found vectors of the release {maker[:12]}, expected those of "
+            f"{released} ({release.fingerprint[:12]}); run python -m pretrain embed again"
+        )
+    users = []
+    for history_BL in torch.split(asked.history_BL, chunk):
+        # Constant times before the moment asked, as in evaluate.
+        times_BL = torch.zeros_like(history_BL)
+        at_times_B = torch.ones(len(history_BL), dtype=torch.int64)
+        users.append(release.encode_histories(vectors["event"], history_BL, times_BL, at_times_B))
+    return Space(torch.cat(users), vectors["aligned"])
+
+
+def _metrics(space: Space, *, asked: Cases, k: int, chunk: int) -> dict[str, float]:
+    ranks_BT = rank_catalogue(
+        space.user_BD,
+        space.item_ND,
+        target_rows=asked.targets_BT,
+        masked_rows=asked.history_BL,
+        chunk=chunk,
+    )
+    recall = mean_over_users(recall_at_k(ranks_BT, k=k), users_B=asked.users_B)
+    ndcg = mean_over_users(ndcg_at_k(ranks_BT, k=k), users_B=asked.users_B)
+    return {
+        f"recall@{k}": recall.mean,
+        f"ndcg@{k}": ndcg.mean,
+        "se": recall.se,
+        "n_users": recall.num_users,
+    }
