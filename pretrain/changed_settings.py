@@ -14,7 +14,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.strategies import DeepSpeedStrategy
 
-from pretrain.data import DataConfig
+from pretrain.data_config import DataConfig
 from pretrain.lightning_cli import SEED, TRAINER_DEFAULTS
 from pretrain.model import ModelConfig
 from pretrain.objective import LossConfig

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from data_prep.dataset import Dataset, open_dataset
 from pretrain.backbone import Backbone
-from pretrain.data import DataConfig
+from pretrain.data_config import DataConfig
 from pretrain.export import BACKBONES_FILE
 from pretrain.feature_cache import INDEX_FILE, FeatureCache, saved_digests
 from pretrain.feature_parts import PARTS_DIR, FeatureParts, Share, features_digest

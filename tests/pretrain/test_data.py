@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pretrain.batch import Batch
-from pretrain.data import DataConfig, PretrainData
+from pretrain.data import PretrainData
+from pretrain.data_config import DataConfig
 from pretrain.item_loader import vector_widths_of
 from pretrain.model import ModelConfig, TwoSpaceModel
 from pretrain.objective import LossConfig, objective

@@ -10,7 +10,7 @@ import pytest
 
 from data_prep.dataset import open_dataset
 from pretrain import feature_parts, features
-from pretrain.data import DataConfig
+from pretrain.data_config import DataConfig
 from pretrain.feature_cache import FeatureCache
 from pretrain.feature_parts import Share
 from pretrain.item_loader import ItemLoader, preprocessors_of
