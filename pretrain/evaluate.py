@@ -35,6 +35,7 @@ from pretrain.cases import (
     rows_of,
 )
 from pretrain.intervals import bootstrap_interval
+from pretrain.light_gcn import LightGCN
 from pretrain.metrics import (
     mean_over_users,
     ndcg_at_k,
@@ -48,7 +49,9 @@ from pretrain.slices import missing_slices, popularity_slices, ranks_within
 log = logging.getLogger(__name__)
 
 Scorer = Callable[[slice], Tensor]
-BaselineName = Literal["popularity", "item_knn", "item_knn_shrunk", "ease"]
+BaselineName = Literal["popularity", "item_knn", "item_knn_shrunk", "ease", "light_gcn"]
+TRAINED_HERE: tuple[BaselineName, ...] = ("light_gcn",)
+"""Baselines that take minutes to hours, and so are run only when they are named."""
 
 
 def evaluate(
@@ -89,8 +92,9 @@ def evaluate(
         released: released checkpoint; `vectors` must then hold its columns `aligned` and `event`.
         users: Parquet with user_id and the user features that `released` reads (users.parquet of a
             dataset); users whom it lacks count as unknown.
-        baselines: which ones; null: all of them, where `train` is given. `item_knn` is
-            the plain cosine, `item_knn_shrunk` weakens cosines that rest on few users.
+        baselines: which ones; null: all but `light_gcn`, which trains for long, where `train` is
+            given. `item_knn` is the plain cosine, `item_knn_shrunk` weakens cosines that rest on
+            few users.
         ease_l2: λ of EASE, to be chosen on validation.
         knn_shrink: added to the norms of `item_knn_shrunk`, to be chosen on validation.
         k: places that count.
@@ -99,7 +103,9 @@ def evaluate(
         items: Parquet with item_id and columns has_<modality> (items.parquet of a dataset), for the
             slices of items that lack one. Warm, cold and tail items are slices where `train` is.
     """
-    everyone: list[BaselineName] = list(get_args(BaselineName))
+    everyone: list[BaselineName] = [
+        name for name in get_args(BaselineName) if name not in TRAINED_HERE
+    ]
     chosen = (everyone if baselines is None else baselines) if train else []
     columns = content if content is not None else (["raw"] if vectors else [])
     if not chosen and not columns and released is None:
@@ -221,6 +227,8 @@ def _baseline(name: BaselineName, *, ease_l2: float, knn_shrink: float) -> Basel
             return ItemKNN()
         case "item_knn_shrunk":
             return ItemKNN(shrink=knn_shrink)
+        case "light_gcn":
+            return LightGCN()
 
 
 def _dense(model: Baseline, asked: Cases, *, rows_C: Rows) -> Scorer:
