@@ -119,7 +119,7 @@ def _untrained(release: Release, *, seed: int) -> dict[str, Backbone]:
     for name, tower in release.config.model.towers.items():
         kept = release.model.item_encoder.backbones[name]
         assert isinstance(kept, Backbone)
-        if tower.train != "frozen":
+        if name in release.config.tuned_towers:
             torch.manual_seed(seed)
             tower = dataclasses.replace(tower, train="frozen")  # adapters start at nothing
             kept = build_backbone(
@@ -147,6 +147,12 @@ def _items(
         )
     cached = None
     if features_dir is not None:
+        if tuned := sorted(release.config.tuned_towers):
+            raise ValueError(
+                f"{features_dir}: the towers {tuned} of {release.folder} were tuned before the "
+                "features were cached, so these are not what `raw` should hold; take features_dir "
+                "out"
+            )
         cached = FeatureCache.open(
             features_dir, dataset=dataset, towers=release.config.model.towers
         )

@@ -75,6 +75,13 @@ class ReleaseConfig:
     format: str = RELEASE_FORMAT
     version: int = RELEASE_VERSION
 
+    @property
+    def tuned_towers(self) -> set[str]:
+        """Modalities whose backbone a training has changed, this one's or an earlier release's."""
+        earlier = self.reused.get("warm_start", {}).get("tuned_towers", [])
+        own = {name for name, tower in self.model.towers.items() if tower.train != "frozen"}
+        return own | set(earlier)
+
     def to_json(self) -> str:
         """As config.json holds it."""
         return json.dumps(dataclasses.asdict(self), indent=2)

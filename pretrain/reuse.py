@@ -89,12 +89,16 @@ class Reused:
         return () if self.earlier is None else self.earlier.config.user_columns
 
     def provenance(self) -> dict[str, dict[str, Any]]:
-        """Setting → SHA-256 of the release's weights and the newest event it has seen."""
-        found = {}
+        """Setting → SHA-256 of the release's weights and the newest event it has seen.
+
+        Of a warm start also the towers that are no longer off-the-shelf, see `embed.py`.
+        """
+        found: dict[str, dict[str, Any]] = {}
         if self.earlier is not None:
             found["warm_start"] = {
                 "release_fingerprint": file_sha256(self.earlier.folder / WEIGHTS_FILE),
                 "newest_event": self.earlier.config.newest_event,
+                "tuned_towers": sorted(self.earlier.config.tuned_towers),
             }
         for name, known in (("teacher", self.teacher), ("old_space", self.old)):
             if known is not None:

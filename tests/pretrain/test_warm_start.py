@@ -204,13 +204,15 @@ def test_training_on_all_three_is_logged_and_recorded(
     assert all(float(row["train/compatibility_loss"]) > 0 for row in rows)
     config = json.loads((run_dir / "run.json").read_text())
     assert set(config["reused"]) == {"warm_start", "teacher", "old_space"}
+    assert config["reused"]["warm_start"].pop("tuned_towers") == ["image", "text"]
     for one in config["reused"].values():
         assert one == {
             "release_fingerprint": release.fingerprint, "newest_event": release.newest_event
         }  # fmt: skip
     export(run_dir, world / "released_2", dataset_dir=dataset.dir, checkpoint="last")
     assert release.fingerprint in (world / "released_2" / "README.md").read_text()
-    assert load_released(world / "released_2").config.reused == config["reused"]
+    again = load_released(world / "released_2").config
+    assert again.newest_event == dataset.manifest.newest_train_event > release.newest_event
 
 
 @pytest.mark.ranks
@@ -318,8 +320,8 @@ def test_features_of_the_releases_towers_serve_a_warm_start_and_others_do_not(
     for name, words in (("theirs", start), ("others", ())):
         more = ("--data.config.features_dir", str(world / name), *words)
         main(["features", *words_of(dataset.dir, world / "unused", *more, towers=towers)])
-    words = ("--trainer.max_epochs", "0", *start, "--data.config.features_dir")
-    cli = fit(dataset.dir, world / "cached", *words, str(world / "theirs"), towers=towers)
+    words = (*start, "--trainer.max_epochs", "0", "--data.config.features_dir")
+    cli = fit(dataset.dir, world / "cached_0", *words, str(world / "theirs"), towers=towers)
     rows = list(range(20))
     loader = ItemLoader(dataset, preprocessors=release.preprocessors)
     cli.model.model.eval()
@@ -328,6 +330,12 @@ def test_features_of_the_releases_towers_serve_a_warm_start_and_others_do_not(
     torch.testing.assert_close(
         found, release.encode_batch(loader.load(rows)), rtol=0, atol=2e-3
     )  # cached features are float16
+    # Such a release knows that its frozen towers are not off-the-shelf, for the column `raw`.
+    more = (*start, "--data.config.features_dir", str(world / "theirs"))
+    fit(dataset.dir, world / "cached", "--trainer.max_steps", "1", *more, towers=towers)
+    export(world / "cached", world / "released_3", dataset_dir=dataset.dir, checkpoint="last")
+    with pytest.raises(ValueError, match=r"the towers \['image', 'text'\] .* were tuned before"):
+        embed(world / "released_3", dataset.dir, world / "e", features_dir=world / "theirs")
     with pytest.raises(ValueError, match="features are of other weights than the release"):
         fit(dataset.dir, world / "wrong", *words, str(world / "others"), towers=towers)
 
