@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.arrays import to_numpy
+from data_prep.records import whole_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -20,18 +21,9 @@ def write_events(tables: Iterable["pa.Table"], path: Path, *, schema: "pa.Schema
     """Write user_row, time, item_row, label and perhaps weight, ordered by user, time and item."""
     import pyarrow as pa
 
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with pa.ipc.new_file(str(temporary), schema) as writer:
-            for table in tables:
-                writer.write_table(table)
-        temporary.replace(path)
-    except OSError as error:
-        raise OSError(
-            f"{path}: cannot be written ({error}); make room on its disk, then run again"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as temporary, pa.ipc.new_file(str(temporary), schema) as writer:
+        for table in tables:
+            writer.write_table(table)
 
 
 def read_events(path: Path) -> Iterator["pa.RecordBatch"]:

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_prep.records import whole_file
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -11,41 +13,19 @@ ROW_GROUP_ROWS = 131_072
 
 
 def write_parquet(
-    tables: Iterable["pa.Table"],
-    path: Path,
-    *,
-    schema: "pa.Schema",
-    compression: str | dict[str, str] = "zstd",
-    encodings: dict[str, str] | None = None,
+    tables: Iterable["pa.Table"], path: Path, *, schema: "pa.Schema", compression: str = "zstd"
 ) -> int:
-    """Write each table as a row group; returns the number of rows.
-
-    `encodings` names every column's Parquet encoding; without it pyarrow chooses, by trying a
-    dictionary of every column's values first.
-    """
+    """Write each table as a row group; returns the number of rows."""
     import pyarrow.parquet as pq
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
     rows = 0
-    try:
-        with pq.ParquetWriter(
-            temporary,
-            schema,
-            compression=compression,
-            use_dictionary=encodings is None,
-            column_encoding=encodings,
-        ) as writer:
-            for table in tables:
-                writer.write_table(table.cast(schema), row_group_size=max(table.num_rows, 1))
-                rows += table.num_rows
-        temporary.replace(path)
-    except OSError as error:
-        raise OSError(
-            f"{path}: cannot be written ({error}); make room on its disk, then run again"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        whole_file(path) as temporary,
+        pq.ParquetWriter(temporary, schema, compression=compression) as writer,
+    ):
+        for table in tables:
+            writer.write_table(table.cast(schema), row_group_size=max(table.num_rows, 1))
+            rows += table.num_rows
     return rows
 
 

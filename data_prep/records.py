@@ -7,6 +7,8 @@ said once. numpy is imported where it is used, so that a command's --help starts
 import io
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -213,3 +215,19 @@ def replace_file(path: Path, payload: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     temporary.replace(path)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary name to write to; it is renamed at the end, and nothing is left of a failure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise OSError(
+            f"{path}: cannot be written ({error}); make room on its disk, then run again"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from data_prep.arrays import to_arrow, to_numpy
 from data_prep.event_file import write_events
+from data_prep.records import whole_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -108,23 +109,21 @@ def write_sorted_log(
     users_schema = pa.schema([("user_row", pa.int32()), id_field, ("shown", pa.bool_())])
     types = {"user_row": pa.int32(), "time": pa.int64(), "item_row": pa.int32(), "label": pa.int8()}
     types |= {"weight": pa.float32()} if "weight" in schema.names else {}
-    temporary = users_path.with_name(users_path.name + ".tmp")
-    try:
-        with pq.ParquetWriter(temporary, users_schema, compression="zstd") as writer:
+    with (
+        whole_file(users_path) as temporary,
+        pq.ParquetWriter(temporary, users_schema, compression="zstd") as writer,
+    ):
 
-            def events() -> Iterator[Columns]:
-                for table in tables:
-                    users, columns = log.number(table)
-                    writer.write_table(users.cast(users_schema))
-                    yield columns
+        def events() -> Iterator[Columns]:
+            for table in tables:
+                users, columns = log.number(table)
+                writer.write_table(users.cast(users_schema))
+                yield columns
 
-            ordered = _by_time(events()) if duplicates == "keep_first" else events()
-            filled = (_as_table(columns, types) for columns in ordered)
-            counted = filled if count is None else _each(count, filled)
-            write_events(counted, events_path, schema=pa.schema(types))
-        temporary.replace(users_path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        ordered = _by_time(events()) if duplicates == "keep_first" else events()
+        filled = (_as_table(columns, types) for columns in ordered)
+        counted = filled if count is None else _each(count, filled)
+        write_events(counted, events_path, schema=pa.schema(types))
     return log
 
 
