@@ -36,7 +36,7 @@ class Popularity:
 
     def fit(self, train: sp.csr_matrix) -> Self:
         """Count users an item."""
-        self.count_N = _counts(_binary(train))
+        self.count_N = _counts(binary(train))
         return self
 
     def scores(self, histories: sp.csr_matrix) -> Floats:
@@ -59,7 +59,7 @@ class ItemKNN:
 
     def fit(self, train: sp.csr_matrix) -> Self:
         """Compute the item-item cosines, without the diagonal."""
-        train_UN = _binary(train)
+        train_UN = binary(train)
         norm_N = np.sqrt(_counts(train_UN))
         gram = (train_UN.T @ train_UN).tocoo()
         value = gram.data / (norm_N[gram.row] * norm_N[gram.col] + np.float32(self.shrink))
@@ -70,7 +70,7 @@ class ItemKNN:
     def scores(self, histories: sp.csr_matrix) -> Floats:
         """Add up the columns of the history's items."""
         _check_columns(histories, self.cosine_NN.shape[0])
-        scores_BN: Floats = (_binary(histories) @ self.cosine_NN).toarray()
+        scores_BN: Floats = (binary(histories) @ self.cosine_NN).toarray()
         return scores_BN
 
 
@@ -89,26 +89,15 @@ class EASE:
 
     def fit(self, train: sp.csr_matrix) -> Self:
         """Solve for the weights."""
-        train_UN = _binary(train)
+        train_UN = binary(train)
         # Fortran order, or LAPACK would work on a copy.
-        weight_NN = (train_UN.T @ train_UN).toarray(order="F")
-        diagonal = np.arange(len(weight_NN))
-        weight_NN[diagonal, diagonal] += np.float32(self.l2)
-        for name, routine in (("spotrf", scipy.linalg.lapack.spotrf), ("spotri", _invert)):
-            weight_NN, info = routine(weight_NN, lower=1, overwrite_a=1)
-            if info != 0:
-                raise ValueError(f"EASE: {name} found row {info} not positive; raise l2={self.l2}")
-        _mirror_lower(weight_NN)
-        weight_NN = weight_NN.T  # symmetric, so this only names it C order, which `scores` needs
-        weight_NN /= -weight_NN[diagonal, diagonal]
-        weight_NN[diagonal, diagonal] = 0.0
-        self.weight_NN = weight_NN
+        self.weight_NN = ease_weights((train_UN.T @ train_UN).toarray(order="F"), l2=self.l2)
         return self
 
     def scores(self, histories: sp.csr_matrix) -> Floats:
         """Multiply the histories with the weights."""
         _check_columns(histories, len(self.weight_NN))
-        return np.asarray(_binary(histories) @ self.weight_NN, dtype=np.float32)
+        return np.asarray(binary(histories) @ self.weight_NN, dtype=np.float32)
 
 
 class ContentKNN:
@@ -140,20 +129,35 @@ class ContentKNN:
     def users(self, histories: sp.csr_matrix) -> Floats:
         """Average the history's unit vectors [B, D]; zeros for an empty history."""
         _check_columns(histories, len(self.unit_ND))
-        history_BN = _binary(histories)
+        history_BN = binary(histories)
         length_B1 = np.diff(history_BN.indptr)[:, None]
         mean_BD: Floats = history_BN @ self.unit_ND
         mean_BD /= np.maximum(length_B1, 1).astype(np.float32)
         return mean_BD
 
 
-def _binary(matrix: sp.csr_matrix) -> sp.csr_matrix:
+def ease_weights(gram_NN: Floats, *, l2: float) -> Floats:
+    """EASE's weights of a Gram matrix in Fortran order, which is overwritten; C order."""
+    weight_NN, diagonal = gram_NN, np.arange(len(gram_NN))
+    weight_NN[diagonal, diagonal] += np.float32(l2)
+    for name, routine in (("spotrf", scipy.linalg.lapack.spotrf), ("spotri", _invert)):
+        weight_NN, info = routine(weight_NN, lower=1, overwrite_a=1)
+        if info != 0:
+            raise ValueError(f"EASE: {name} found row {info} not positive; raise l2={l2}")
+    _mirror_lower(weight_NN)
+    weight_NN = weight_NN.T  # symmetric, so this only names it C order, which products need
+    weight_NN /= -weight_NN[diagonal, diagonal]
+    weight_NN[diagonal, diagonal] = 0.0
+    return weight_NN
+
+
+def binary(matrix: sp.csr_matrix) -> sp.csr_matrix:
     """Return the matrix with 1 at each stored place, repeats and explicit zeros taken out."""
-    binary = sp.csr_matrix(matrix, dtype=np.float32, copy=True)
-    binary.sum_duplicates()
-    binary.eliminate_zeros()
-    binary.data[:] = 1.0
-    return binary
+    ones = sp.csr_matrix(matrix, dtype=np.float32, copy=True)
+    ones.sum_duplicates()
+    ones.eliminate_zeros()
+    ones.data[:] = 1.0
+    return ones
 
 
 def _counts(binary_UN: sp.csr_matrix) -> Floats:

@@ -49,6 +49,19 @@ class Cases:
     at_times_B: Tensor
     """Unix milliseconds of the moment asked about, 1 where the table gives none."""
 
+    def take(self, rows: Rows) -> Cases:
+        """These cases, in this order."""
+        chosen = torch.from_numpy(rows)
+        return Cases(
+            users_B=self.users_B[chosen],
+            history_BL=self.history_BL[chosen],
+            targets_BT=self.targets_BT[chosen],
+            history_BN=self.history_BN[rows],
+            masked_BM=self.masked_BM[chosen],
+            times_BL=self.times_BL[chosen],
+            at_times_B=self.at_times_B[chosen],
+        )
+
 
 def read_catalogue(
     vectors: list[Path], *, columns: list[str], tables: list[Path]

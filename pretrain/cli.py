@@ -20,6 +20,7 @@ COMMANDS = {
     "semantic_ids": "write a few codes an item, learnt from released vectors",
     "mixed_retrieval": "rank with new users against old items, old against new, and both",
     "evaluate": "rank whole catalogues with a release and with baselines",
+    "blend": "learn how much behaviour, content, age and the release each weigh in a ranking",
     "report": "one page on a run: systems side by side, curves, a map of the space",
 }
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -22,11 +21,9 @@ from rich.table import Table
 from torch import Tensor
 
 from data_prep.records import replace_file
-from pretrain.baselines import EASE, Baseline, ContentKNN, Floats, ItemKNN, Popularity
-from pretrain.case_users import read_users
+from pretrain.baselines import EASE, Baseline, ContentKNN, ItemKNN, Popularity
+from pretrain.blend import load_blend, open_signals
 from pretrain.cases import (
-    Cases,
-    Rows,
     columns_of,
     read,
     read_cases,
@@ -44,11 +41,11 @@ from pretrain.metrics import (
     reciprocal_rank,
     user_means,
 )
+from pretrain.scorers import Scorer, baseline_scorer, released_scorer
 from pretrain.slices import missing_slices, popularity_slices, ranks_within
 
 log = logging.getLogger(__name__)
 
-Scorer = Callable[[slice], Tensor]
 BaselineName = Literal["popularity", "item_knn", "item_knn_shrunk", "ease", "light_gcn"]
 TRAINED_HERE: tuple[BaselineName, ...] = ("light_gcn",)
 """Baselines that take minutes to hours, and so are run only when they are named."""
@@ -72,6 +69,8 @@ def evaluate(
     chunk: int = 256,
     note: str = "",
     items: Path | None = None,
+    blend: Path | None = None,
+    new_item_boost: float = 0.0,
 ) -> dict[str, Any]:
     """Rank every candidate for every case, with each system that the inputs allow.
 
@@ -101,16 +100,24 @@ def evaluate(
         chunk: cases that are scored at a time.
         note: what a reader must know of the figures; kept beside them.
         items: Parquet with item_id and columns has_<modality> (items.parquet of a dataset), for the
-            slices of items that lack one. Warm, cold and tail items are slices where `train` is.
+            slices of items that lack one, and with the column that a blend's `born` names. Warm,
+            cold and tail items are slices where `train` is.
+        blend: what python -m pretrain blend wrote; `ours_blended` then ranks with it and `train`.
+        new_item_boost: added to the blended score of items that nobody chose in `train`: more of
+            them are found, at the price of others. To be chosen on validation.
     """
     everyone: list[BaselineName] = [
         name for name in get_args(BaselineName) if name not in TRAINED_HERE
     ]
     chosen = (everyone if baselines is None else baselines) if train else []
     columns = content if content is not None else (["raw"] if vectors else [])
-    if not chosen and not columns and released is None:
+    learnt = None if blend is None else load_blend(blend)
+    if not chosen and not columns and released is None and learnt is None:
         raise ValueError("found nothing to rank with: give train, vectors or released")
+    if learnt is not None and train is None:
+        raise ValueError("blend: found no train, expected the log whose counts and EASE it weighs")
     ours_needs = ["aligned", "event"] if released else []
+    ours_needs += learnt.signals.content if learnt else ()
     catalogue, vector_NDs = read_catalogue(
         vectors or [],
         columns=list(dict.fromkeys([*columns, *ours_needs])),
@@ -119,6 +126,7 @@ def evaluate(
     rows_C = np.arange(len(catalogue), dtype=np.int64)
     if candidates is not None:
         rows_C = rows_of(read(candidates, "item_id"), catalogue=catalogue, where=candidates)
+    ranked_C = torch.from_numpy(rows_C) if candidates is not None else slice(None)
     asked = read_cases(cases, catalogue=catalogue)
     train_UN = read_choices(train, catalogue=catalogue) if train else None
     slices = _slices(items, train_UN=train_UN, catalogue=catalogue)
@@ -128,7 +136,7 @@ def evaluate(
     def ranked(name: str, scores_of: Scorer) -> None:
         log.info("%s: ranking with %s", protocol, name)
         ranks_BT = rank_scored(
-            scores_of,
+            lambda rows: scores_of(rows)[:, ranked_C],
             num_items=len(catalogue),
             target_rows=asked.targets_BT,
             masked_rows=asked.masked_BM,
@@ -145,21 +153,33 @@ def evaluate(
         for baseline in chosen:
             # One after the other: EASE alone holds a matrix of all items by all items.
             model = _baseline(baseline, ease_l2=ease_l2, knn_shrink=knn_shrink).fit(train_UN)
-            ranked(baseline, _dense(model, asked, rows_C=rows_C))
+            ranked(baseline, baseline_scorer(model, asked))
     for column in columns:
         name = f"content_knn_{column}"
         knn = ContentKNN(vector_NDs[column])
-        ranked(name, _dense(knn, asked, rows_C=rows_C))
+        ranked(name, baseline_scorer(knn, asked))
+    release: Scorer | None = None
     if released is not None:
-        scores_of = _ours(
+        release = released_scorer(
             released,
             asked,
             vector_NDs=vector_NDs,
             vectors=vectors or [],
-            rows_C=rows_C,
             users=None if users is None else (users, cases),
         )
-        ranked("ours", scores_of)
+        ranked("ours", release)
+    if learnt is not None and train is not None:
+        signals = open_signals(
+            asked,
+            train,
+            config=learnt.signals,
+            catalogue=catalogue,
+            vector_NDs=vector_NDs,
+            items=items,
+            release=release,
+        )
+        boost_N = new_item_boost * signals.new_N
+        ranked("ours_blended", lambda rows: learnt.scores(signals, rows) + boost_N)
     about = {"n_cases": len(asked.users_B), "n_candidates": len(rows_C), "note": note}
     result = {protocol: systems, "slices": {protocol: parts}, "about": {protocol: about}}
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -229,51 +249,3 @@ def _baseline(name: BaselineName, *, ease_l2: float, knn_shrink: float) -> Basel
             return ItemKNN(shrink=knn_shrink)
         case "light_gcn":
             return LightGCN()
-
-
-def _dense(model: Baseline, asked: Cases, *, rows_C: Rows) -> Scorer:
-    return lambda cases: torch.from_numpy(model.scores(asked.history_BN[cases])[:, rows_C])
-
-
-def _ours(
-    released: Path,
-    asked: Cases,
-    *,
-    vector_NDs: dict[str, Floats],
-    vectors: list[Path],
-    rows_C: Rows,
-    users: tuple[Path, Path] | None,
-) -> Scorer:
-    """Score with the release: its user encoder on `event` vectors against `aligned` vectors.
-
-    `users` names the tables of users and of cases.
-    """
-    from pretrain.release import load_released  # only here: baselines need no model
-
-    release = load_released(released)
-    for path in vectors:
-        about = path.parent / "embeddings.json"
-        if "aligned" in columns_of(path) and about.is_file():
-            maker = json.loads(about.read_text())["release_fingerprint"]
-            if maker != release.fingerprint:
-                raise ValueError(
-                    f"{path}: found vectors of the release {maker[:12]}, expected those of "
-                    f"{released} ({release.fingerprint[:12]}); run python -m pretrain embed again"
-                )
-    event_ND = torch.from_numpy(vector_NDs["event"])
-    item_CD = torch.from_numpy(vector_NDs["aligned"][rows_C])
-    names = [column.name for column in release.config.user_columns]
-    known = read_users(users[0], cases=users[1], columns=names) if users and names else None
-
-    def scores_of(cases: slice) -> Tensor:
-        history_BL = asked.history_BL[cases]
-        user_BD = release.encode_histories(
-            event_ND,
-            history_BL,
-            asked.times_BL[cases],
-            asked.at_times_B[cases],
-            users=None if known is None else known.slice(cases.start, len(history_BL)),
-        )
-        return user_BD @ item_CD.T
-
-    return scores_of

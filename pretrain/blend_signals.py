@@ -1,0 +1,189 @@
+"""What a blend weighs: standardised scores of several systems, and what a log says of its items.
+
+Shapes: B cases, N catalogue items, F features of content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import scipy.sparse as sp
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pretrain.baselines import ContentKNN, Floats
+from pretrain.cases import Cases
+from pretrain.content_ease import ContentEASE
+from pretrain.scorers import Scorer, baseline_scorer
+
+SECONDS_A_YEAR = 31_556_952
+EPOCH_YEAR = 1970
+POPULARITY_L2 = 5.0  # of the ridge regression of log counts on content
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignalConfig:
+    """Which signals there are; kept inside the blend, so that ranking builds the same."""
+
+    content: tuple[str, ...] = ("raw",)
+    """Columns of the item vectors; each is standardised, is a content kNN of its own, and together
+    they are the content of EASE and of the popularity that is expected of new items."""
+
+    ease_l2: float = 200.0
+    """λ of EASE on the log and the content together."""
+
+    content_weight: float = 10.0
+    """How much a row of content weighs against a user's row in EASE; 0: EASE on behaviour alone."""
+
+    recent_share: float = 0.1
+    """The latest share of the log whose choices are counted apart; needs a column `timestamp`."""
+
+    born: str = ""
+    """Column of the items that says when each came into the world; empty: items have no age."""
+
+    born_unit: Literal["year", "s", "ms"] = "year"
+    """Of `born`: a calendar year, or unix seconds or milliseconds."""
+
+    age_edges: tuple[float, ...] = (0, 1, 2, 3, 5, 8, 13, 21, 41)
+    """Years that part the ages; an item younger than the first is not out yet."""
+
+    def __post_init__(self) -> None:
+        if not self.content:
+            raise ValueError("content: found no column, expected at least one")
+        if not 0 < self.recent_share < 1:
+            raise ValueError(f"recent_share: found {self.recent_share}, expected between 0 and 1")
+        if list(self.age_edges) != sorted(set(self.age_edges)) or not self.age_edges:
+            raise ValueError(f"age_edges: found {self.age_edges}, expected rising years")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Log:
+    """What was chosen before the question."""
+
+    train_UN: sp.csr_matrix
+    """Who chose what."""
+
+    recent_N: Floats | None
+    """Choices of each item in the latest share of the log; None where it has no times."""
+
+
+class Signals:
+    """Signals of the cases of one log, by name; `each` gives them one after the other.
+
+    Scores of a system have mean 0 and spread 1 over the catalogue in each case. Every signal that
+    can be is there twice, the second time for new items alone, which nobody chose in the log: the
+    evidence for them is of another kind.
+    """
+
+    def __init__(
+        self,
+        asked: Cases,
+        log: Log,
+        *,
+        config: SignalConfig,
+        vector_NDs: Mapping[str, Floats],
+        born_N: NDArray[np.float64] | None,
+        release: Scorer | None,
+    ) -> None:
+        content = {name: standardised(vector_NDs[name]) for name in config.content}
+        together_NF = np.concatenate(list(content.values()), axis=1)
+        count_N = np.bincount(log.train_UN.indices, minlength=log.train_UN.shape[1])
+        new_N = count_N == 0
+        ease = ContentEASE(together_NF, l2=config.ease_l2, content_weight=config.content_weight)
+        self.systems: dict[str, Scorer] = {
+            "ease": baseline_scorer(ease.fit(log.train_UN), asked),
+            **{
+                f"knn_{name}": baseline_scorer(ContentKNN(unit_NF), asked)
+                for name, unit_NF in content.items()
+            },
+        }
+        if release is not None:
+            self.systems["release"] = release
+        expected_N = expected_log_count(together_NF, count_N)
+        facts = {
+            "new": new_N,
+            "log_count": np.log1p(count_N),
+            "expected_log_count_of_new": np.where(new_N, expected_N, 0),
+            "expected_log_count_of_known": np.where(new_N, 0, expected_N),
+        }
+        if log.recent_N is not None:
+            facts["log_recent_count"] = np.log1p(log.recent_N)
+        self.facts = {
+            name: torch.from_numpy(fact_N.astype(np.float32)) for name, fact_N in facts.items()
+        }
+        self.new_N = self.facts["new"]
+        self.born_N = None if born_N is None else torch.from_numpy(born_N)
+        self.now_B = EPOCH_YEAR + asked.at_times_B.double() / 1000 / SECONDS_A_YEAR
+        self.config = config
+
+    def each(self, cases: slice) -> Iterator[tuple[str, Tensor]]:
+        """Name and values [B, N] (or [1, N], the same for all cases) of each signal."""
+        for name, scores_of in self.systems.items():
+            scores_BN = _standardised_rows(scores_of(cases).float())
+            yield name, scores_BN
+            yield f"{name}_of_new", scores_BN * self.new_N
+        for name, fact_N in self.facts.items():
+            yield name, fact_N[None]
+        if self.born_N is not None:
+            now_B1 = self.now_B[cases, None]
+            if self.config.born_unit == "year":
+                now_B1 = now_B1.floor()
+            age_BN = (now_B1 - self.born_N).float()
+            edges = torch.tensor(self.config.age_edges)
+            group_BN = torch.bucketize(age_BN, edges, right=True)
+            group_BN[age_BN.isnan()] = len(edges) + 1
+            for group, name in enumerate(age_groups(self.config.age_edges)):
+                inside_BN = (group_BN == group).float()
+                yield name, inside_BN
+                yield f"{name}_of_new", inside_BN * self.new_N
+
+
+def age_groups(edges: tuple[float, ...]) -> list[str]:
+    """Names of the ages, youngest first, the unknown one last."""
+    younger = [f"age_below_{edges[0]:g}", *(f"age_from_{edge:g}" for edge in edges)]
+    return [*younger, "age_unknown"]
+
+
+def expected_log_count(content_NF: Floats, count_N: np.ndarray) -> Floats:
+    """Log of 1 + choices that an item's content lets expect, by ridge regression on known items."""
+    known_N = count_N > 0
+    padded_NF = np.concatenate([content_NF, np.ones((len(content_NF), 1), np.float32)], axis=1)
+    known = padded_NF[known_N].astype(np.float64)
+    gram_FF = known.T @ known + POPULARITY_L2 * np.eye(known.shape[1])
+    weight_F = np.linalg.solve(gram_FF, known.T @ np.log1p(count_N[known_N]))
+    return np.asarray(padded_NF @ weight_F, np.float32)
+
+
+def standardised(vectors_NF: Floats) -> Floats:
+    """Mean 0 and spread 1 a feature, then unit length; rows of zeros (absent) stay so.
+
+    A feature that hardly varies is not blown up: a spread counts as a tenth of the mean spread at
+    least.
+    """
+    present_N = np.any(vectors_NF != 0, axis=1)
+    if not present_N.any():
+        return np.zeros_like(vectors_NF, dtype=np.float32)
+    mean_F, std_F = vectors_NF[present_N].mean(0), vectors_NF[present_N].std(0)
+    std_F = np.maximum(std_F, max(0.1 * float(std_F.mean()), 1e-12))
+    standard_NF = np.where(present_N[:, None], (vectors_NF - mean_F) / std_F, 0)
+    norm_N1 = np.linalg.norm(standard_NF, axis=1, keepdims=True)
+    return np.asarray(standard_NF / np.maximum(norm_N1, 1e-9), np.float32)
+
+
+def born_years(column: pa.ChunkedArray, *, unit: Literal["year", "s", "ms"]) -> NDArray[np.float64]:
+    """Calendar years [N], as numbers with a fraction; NaN where it is not known."""
+    born_N = np.asarray(column.cast(pa.float64()).to_numpy(), np.float64)
+    if unit == "year":
+        return born_N
+    seconds_N = born_N / (1000 if unit == "ms" else 1)
+    return np.asarray(EPOCH_YEAR + seconds_N / SECONDS_A_YEAR, np.float64)
+
+
+def _standardised_rows(scores_BN: Tensor) -> Tensor:
+    mean_B1, std_B1 = scores_BN.mean(1, keepdim=True), scores_BN.std(1, keepdim=True)
+    return (scores_BN - mean_B1) / (std_B1 + 1e-9)
