@@ -4,9 +4,12 @@
 
 Training may use only what both protocols of PROTOCOL.md allow at once: neither a purchase of a cold
 product nor a held-out one. data_prep shard → pretrain features → then for each seed pretrain fit →
-export → embed → evaluate twice, with the same release. What is there already is kept, so that a run
-that was stopped goes on. The last line is one JSON object. Time is known by day only: neither
-protocol is free of look-ahead.
+export → embed → evaluate twice, with the same release. `ours` is that release and one blend
+(`pretrain blend`), learnt on the validation of both protocols; what it knows of behaviour beside
+the release is the training of the protocol that asks, as EASE does. `release` is the release alone.
+`--stage valid` asks the validation's odd users with a blend learnt on its even ones, by which
+settings are chosen. What is there already is kept, so that a run that was stopped goes on. The last
+line is one JSON object. Time is known by day only: neither protocol is free of look-ahead.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import json
 import logging
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +32,10 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parent))
 import fashion_protocol
 from fashion import EASE_L2, check_same_settings, module, write_tables
+from quality_content import raw_modalities, vector_column, write_vectors
 from quality_summary import over_seeds, ratio
 
+from pretrain.blend_signals import standardised
 from pretrain.word_vectors import word_vectors, words_of
 
 log = logging.getLogger("quality_fashion")
@@ -37,7 +43,20 @@ log = logging.getLogger("quality_fashion")
 CONFIGS = Path("configs")
 WORD_WIDTH = 192
 IMAGE_SHARE = 0.7  # of 0.5, 0.7 and 1 the best for content kNN on the validation of fashion-cold
+BLENDED = ["raw_text", "raw_words", "raw_image"]
+PROTOCOLS: tuple[fashion_protocol.ProtocolName, ...] = ("fashion-cold", "fashion-all")
 Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folders:
+    """Where one stage keeps its files."""
+
+    run_dir: Path
+    dataset_dir: Path
+    features_dir: Path
+    config: Path
+    protocols: dict[fashion_protocol.ProtocolName, fashion_protocol.Protocol]
 
 
 def main() -> None:
@@ -58,29 +77,37 @@ def main() -> None:
     os.environ.setdefault("TRIPTYCH_DATA", str(source.parent))
     interactions = fashion_protocol.read_interactions(source)
     items = fashion_protocol.read_items(source, columns=["item_id", "product_code"])
-    protocols = {
-        name: fashion_protocol.protocol(name, interactions, items, stage=args.stage)
-        for name in ("fashion-cold", "fashion-all")
-    }
-    run_dir, dataset_dir = args.out_dir / args.stage, args.data_dir / f"fashion_{args.stage}"
-    features_dir = args.data_dir / "fashion_features"
-    prepare(source, protocols, run_dir=run_dir, dataset_dir=dataset_dir)
-    check_same_settings(args.config, run_dir=run_dir)
-    found = [
-        one_seed(
-            seed,
-            protocols,
+    args.out_dir.mkdir(parents=True, exist_ok=True)
+    check_same_settings(args.config, run_dir=args.out_dir)
+
+    def opened(stage: fashion_protocol.Stage) -> Folders:
+        protocols = {
+            name: fashion_protocol.protocol(name, interactions, items, stage=stage)
+            for name in PROTOCOLS
+        }
+        where = Folders(
+            run_dir=args.out_dir / stage,
+            dataset_dir=args.data_dir / f"fashion_{stage}",
+            features_dir=args.data_dir / "fashion_features",
             config=args.config,
-            run_dir=run_dir,
-            dataset_dir=dataset_dir,
-            features_dir=features_dir,
+            protocols=protocols,
         )
+        prepare(source, protocols, run_dir=where.run_dir, dataset_dir=where.dataset_dir)
+        return where
+
+    valid = opened("valid")
+    weights = learn_blend(valid, some_users=args.stage == "valid")
+    where = valid if args.stage == "valid" else opened("test")
+    found = [
+        one_seed(seed, where, blend_file=weights, odd_users=args.stage == "valid")
         for seed in args.seeds
     ]
     print(json.dumps(summary(found, stage=args.stage)))
 
 
-def common_training(protocols: dict[str, fashion_protocol.Protocol]) -> pa.Table:
+def common_training(
+    protocols: dict[fashion_protocol.ProtocolName, fashion_protocol.Protocol],
+) -> pa.Table:
     """Purchases that every protocol allows to learn from, in the order of the first."""
     first, *others = (protocol.train for protocol in protocols.values())
     key = _pair(first)
@@ -97,7 +124,7 @@ def _pair(table: pa.Table) -> pa.Array:
 
 def prepare(
     source: Path,
-    protocols: dict[str, fashion_protocol.Protocol],
+    protocols: dict[fashion_protocol.ProtocolName, fashion_protocol.Protocol],
     *,
     run_dir: Path,
     dataset_dir: Path,
@@ -124,49 +151,86 @@ def prepare(
     )  # fmt: skip
 
 
-def one_seed(
-    seed: int,
-    protocols: dict[str, fashion_protocol.Protocol],
-    *,
-    config: Path,
-    run_dir: Path,
-    dataset_dir: Path,
-    features_dir: Path,
-) -> dict[str, dict[str, Any]]:
-    """Train one release and ask it both protocols: {protocol: {system: figures}}."""
-    seed_dir, tables = run_dir / f"seed-{seed}", run_dir / "tables"
+def train_release(where: Folders, *, seed: int) -> tuple[Path, Path]:
+    """Train, release and embed: the folders of the release and of its vectors."""
+    seed_dir = where.run_dir / f"seed-{seed}"
     released, embeddings = seed_dir / "released", seed_dir / "embeddings"
     settings = [
-        "--config", config, "--seed_everything", seed, "--data.config.seed", seed,
-        "--run.dir", seed_dir / "pretrain", "--data.config.dataset_dir", dataset_dir,
-        "--data.config.features_dir", features_dir,
+        "--config", where.config, "--seed_everything", seed, "--data.config.seed", seed,
+        "--run.dir", seed_dir / "pretrain", "--data.config.dataset_dir", where.dataset_dir,
+        "--data.config.features_dir", where.features_dir,
     ]  # fmt: skip
-    if not (features_dir / "features.json").is_file():
+    if not (where.features_dir / "features.json").is_file():
         module("pretrain", "features", *settings)
     if not (released / "config.json").is_file():
         module("pretrain", "fit", *settings)
         module(
             "pretrain", "export", "--run_dir", seed_dir / "pretrain", "--checkpoint", "last",
-            "--out_dir", released, "--dataset_dir", dataset_dir,
+            "--out_dir", released, "--dataset_dir", where.dataset_dir,
         )  # fmt: skip
-    module(
-        "pretrain", "embed", "--released", released, "--dataset_dir", dataset_dir,
-        "--features_dir", features_dir, "--out_dir", embeddings,
-    )  # fmt: skip
-    vectors, content = [str(embeddings / "items.parquet")], []
-    if seed == 0:  # references do not depend on the seed
-        parts = write_content(released, embeddings)
-        vectors, content = [*vectors, str(parts)], pq.read_schema(parts).names[1:]
+    if not (embeddings / "content.parquet").is_file():
+        module(
+            "pretrain", "embed", "--released", released, "--dataset_dir", where.dataset_dir,
+            "--features_dir", where.features_dir, "--out_dir", embeddings,
+        )  # fmt: skip
+        write_content(released, embeddings)
+    return released, embeddings
+
+
+def learn_blend(valid: Folders, *, some_users: bool) -> Path:
+    """One blend for both protocols; from the even users only where the odd ones are asked."""
+    out = valid.run_dir / ("blend_even_users.json" if some_users else "blend.json")
+    if not out.is_file():
+        released, embeddings = train_release(valid, seed=0)
+        questions = []
+        for name in PROTOCOLS:
+            tables = valid.run_dir / "tables" / name
+            cases = of_users(tables, odd=False) if some_users else tables / "cases.parquet"
+            questions.append(
+                {
+                    "cases": str(cases),
+                    "train": str(tables / "train.parquet"),
+                    "candidates": str(tables / "candidates.parquet"),
+                }
+            )
+        vectors = [str(embeddings / "items.parquet"), str(embeddings / "content.parquet")]
+        module(
+            "pretrain", "blend", "--questions", json.dumps(questions), "--out", out,
+            "--vectors", json.dumps(vectors), "--released", released,
+            "--signals.content", json.dumps(BLENDED), "--signals.ease_l2", EASE_L2,
+        )  # fmt: skip
+    return out
+
+
+def of_users(tables: Path, *, odd: bool) -> Path:
+    """The cases of every other user, as a file beside those of all."""
+    path = tables / f"cases_{'odd' if odd else 'even'}.parquet"
+    cases = pq.read_table(tables / "cases.parquet")
+    pq.write_table(cases.filter(pa.array(np.arange(len(cases)) % 2 == odd)), path)
+    return path
+
+
+def one_seed(
+    seed: int, where: Folders, *, blend_file: Path, odd_users: bool
+) -> dict[str, dict[str, Any]]:
+    """Train one release and ask it both protocols: {protocol: {system: figures}}."""
+    released, embeddings = train_release(where, seed=seed)
+    vectors = [str(embeddings / "items.parquet"), str(embeddings / "content.parquet")]
+    content = pq.read_schema(embeddings / "content.parquet").names[1:] if seed == 0 else []
     result: dict[str, dict[str, Any]] = {}
-    for name in protocols:
+    for name in PROTOCOLS:
         baselines = ["popularity", "ease"] if seed == 0 and name == "fashion-all" else []
-        out = seed_dir / f"{name}.json"
+        tables, out = (
+            where.run_dir / "tables" / name,
+            where.run_dir / f"seed-{seed}" / f"{name}.json",
+        )
         module(
             "pretrain", "evaluate", "--protocol", name,
-            "--note", fashion_protocol.NOTES[protocols[name].name],
-            "--train", tables / name / "train.parquet", "--cases", tables / name / "cases.parquet",
-            "--candidates", tables / name / "candidates.parquet", "--vectors", json.dumps(vectors),
-            "--content", json.dumps(content), "--released", released,
+            "--note", fashion_protocol.NOTES[where.protocols[name].name],
+            "--train", tables / "train.parquet",
+            "--cases", of_users(tables, odd=True) if odd_users else tables / "cases.parquet",
+            "--candidates", tables / "candidates.parquet", "--vectors", json.dumps(vectors),
+            "--content", json.dumps(content), "--released", released, "--blend", blend_file,
             "--baselines", json.dumps(baselines), "--ease_l2", EASE_L2, "--out", out,
         )  # fmt: skip
         result[name] = json.loads(out.read_text())[name]
@@ -178,16 +242,11 @@ def write_content(released: Path, embeddings: Path) -> Path:
 
     A standardised one has mean 0 and spread 1 in every feature over the items that have it.
     """
-    release = json.loads((released / "config.json").read_text())
-    items = pq.read_table(embeddings / "items.parquet", columns=["item_id", "raw"])
-    raw_NF = items["raw"].combine_chunks().flatten().to_numpy().reshape(len(items), -1)
+    item_id, raw = raw_modalities(released, embeddings)
     columns: dict[str, Floats] = {}
-    start = 0
-    for modality in release["model"]["towers"]:
-        stop = start + release["feature_widths"][modality]
-        columns[f"raw_{modality}"] = raw_NF[:, start:stop]
-        columns[f"standard_{modality}"] = standardised(raw_NF[:, start:stop])
-        start = stop
+    for modality, vectors in raw.items():
+        columns[f"raw_{modality}"] = vectors
+        columns[f"standard_{modality}"] = standardised(vectors)
     for kind in ("raw", "standard"):
         pair = [columns[f"{kind}_text"], IMAGE_SHARE * columns[f"{kind}_image"]]
         columns[f"{kind}_text_image"] = np.concatenate(pair, axis=1)
@@ -196,33 +255,16 @@ def write_content(released: Path, embeddings: Path) -> Path:
     columns["raw_text_image_even"] = np.concatenate(
         [columns["raw_text"], columns["raw_image"]], axis=1
     )
-    path = embeddings / "content.parquet"
-    table = {name: vector_column(vectors) for name, vectors in columns.items()}
-    pq.write_table(pa.table({"item_id": items["item_id"], **table}), path)
-    return path
-
-
-def standardised(unit_NF: Floats) -> Floats:
-    """Mean 0 and spread 1 a feature, then unit length; rows of zeros (absent) stay so."""
-    present_N = np.any(unit_NF != 0, axis=1)
-    mean_F, std_F = unit_NF[present_N].mean(0), unit_NF[present_N].std(0)
-    standard_NF = np.where(present_N[:, None], (unit_NF - mean_F) / (std_F + 1e-6), 0)
-    norm_N1 = np.linalg.norm(standard_NF, axis=1, keepdims=True)
-    return np.asarray(standard_NF / np.maximum(norm_N1, 1e-9), np.float32)
-
-
-def vector_column(vectors_NF: Floats) -> pa.FixedSizeListArray:
-    """[N, F] as one list of F numbers a row."""
-    flat = pa.array(np.ascontiguousarray(vectors_NF, np.float32).ravel())
-    return pa.FixedSizeListArray.from_arrays(flat, vectors_NF.shape[1])
+    return write_vectors(embeddings / "content.parquet", item_id, columns)
 
 
 def summary(found: list[dict[str, dict[str, Any]]], *, stage: str) -> dict[str, Any]:
     """The figures of the Show: ours over the seeds, the references, and their ratios."""
     recall = "recall@20"
-    ours = {
-        name: over_seeds([one[name]["ours"] for one in found], metric=recall) for name in found[0]
-    }
+    ours, release = (
+        {name: over_seeds([one[name][system] for one in found], metric=recall) for name in found[0]}
+        for system in ("ours_blended", "ours")
+    )
     cold, everything = found[0]["fashion-cold"], found[0]["fashion-all"]
     knn = {name: values[recall] for name, values in cold.items() if name.startswith("content_knn")}
     pair = max((name for name in knn if name.endswith(("text_image", "even"))), key=knn.__getitem__)
@@ -232,8 +274,9 @@ def summary(found: list[dict[str, dict[str, Any]]], *, stage: str) -> dict[str, 
         "name": "quality_fashion",
         "stage": stage,
         "unit": recall,
-        "reading": "one released model serves both protocols",
+        "reading": "one released model and one blend serve both protocols",
         "ours": ours,
+        "release": release,
         "peers": {
             "text_knn_cold": knn["content_knn_raw_text"],
             "content_knn_cold": knn[pair],
@@ -248,6 +291,8 @@ def summary(found: list[dict[str, dict[str, Any]]], *, stage: str) -> dict[str, 
             "content_knn_cold": ratio(ours["fashion-cold"], knn[pair]),
             "content_words_knn_cold": ratio(ours["fashion-cold"], knn[words]),
             "best_id_all": ratio(ours["fashion-all"], ease),
+            "release_text_knn_cold": ratio(release["fashion-cold"], knn["content_knn_raw_text"]),
+            "release_best_id_all": ratio(release["fashion-all"], ease),
         },
     }
 

@@ -40,7 +40,7 @@ def lists(rows: list[list[int]]) -> pa.Array:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Users of two tastes, even and odd items; of the new items only those born lately are taken."""
+    """Even users like even items, odd ones odd; of the new items only the young ones are taken."""
     folder = tmp_path_factory.mktemp("blend")
     rng = np.random.default_rng(0)
     users, items = [], []
