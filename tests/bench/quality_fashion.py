@@ -130,6 +130,8 @@ def prepare(
     dataset_dir: Path,
 ) -> None:
     """Tables of the protocols, the catalogue with word vectors, and the dataset of both."""
+    if (dataset_dir / "manifest.json").is_file() and (run_dir / "tables").is_dir():
+        return
     for name, protocol in protocols.items():
         write_tables(protocol, run_dir / "tables" / name)
     tables = run_dir / "tables"
