@@ -194,8 +194,9 @@ def results_table(
     """Lay the systems out side by side for a terminal."""
     title = f"{protocol}: {about['n_cases']:,} cases, {about['n_candidates']:,} candidates"
     table = Table(title=title, caption=about["note"] or None)
-    for column in ("system", *next(iter(systems.values()))):
-        table.add_column(column, justify="left" if column == "system" else "right")
+    table.add_column("system", min_width=max(map(len, systems)))
+    for column in next(iter(systems.values())):
+        table.add_column(column, justify="right")
     for name, values in systems.items():
         shown = (f"{v:,}" if isinstance(v, int) else f"{v:.4f}" for v in values.values())
         table.add_row(name, *shown)

@@ -96,10 +96,13 @@ def main() -> None:
         return where
 
     valid = opened("valid")
-    weights = learn_blend(valid, some_users=args.stage == "valid")
+    weights, control = (
+        learn_blend(valid, some_users=args.stage == "valid", with_release=release)
+        for release in (True, False)
+    )
     where = valid if args.stage == "valid" else opened("test")
     found = [
-        one_seed(seed, where, blend_file=weights, odd_users=args.stage == "valid")
+        one_seed(seed, where, blend_file=weights, control=control, odd_users=args.stage == "valid")
         for seed in args.seeds
     ]
     print(json.dumps(summary(found, stage=args.stage)))
@@ -179,9 +182,13 @@ def train_release(where: Folders, *, seed: int) -> tuple[Path, Path]:
     return released, embeddings
 
 
-def learn_blend(valid: Folders, *, some_users: bool) -> Path:
-    """One blend for both protocols; from the even users only where the odd ones are asked."""
-    out = valid.run_dir / ("blend_even_users.json" if some_users else "blend.json")
+def learn_blend(valid: Folders, *, some_users: bool, with_release: bool = True) -> Path:
+    """One blend for both protocols; from the even users only where the odd ones are asked.
+
+    Without the release it is the control: what behaviour and content do without pre-training.
+    """
+    users, systems = "_even_users" if some_users else "", "" if with_release else "_control"
+    out = valid.run_dir / f"blend{systems}{users}.json"
     if not out.is_file():
         released, embeddings = train_release(valid, seed=0)
         questions = []
@@ -198,7 +205,7 @@ def learn_blend(valid: Folders, *, some_users: bool) -> Path:
         vectors = [str(embeddings / "items.parquet"), str(embeddings / "content.parquet")]
         module(
             "pretrain", "blend", "--questions", json.dumps(questions), "--out", out,
-            "--vectors", json.dumps(vectors), "--released", released,
+            "--vectors", json.dumps(vectors), *(("--released", released) if with_release else ()),
             "--signals.content", json.dumps(BLENDED), "--signals.ease_l2", EASE_L2,
         )  # fmt: skip
     return out
@@ -213,29 +220,40 @@ def of_users(tables: Path, *, odd: bool) -> Path:
 
 
 def one_seed(
-    seed: int, where: Folders, *, blend_file: Path, odd_users: bool
+    seed: int, where: Folders, *, blend_file: Path, control: Path, odd_users: bool
 ) -> dict[str, dict[str, Any]]:
-    """Train one release and ask it both protocols: {protocol: {system: figures}}."""
+    """Train one release and ask it both protocols: {protocol: {system: figures}}.
+
+    What does not depend on the seed is ranked with the first one only.
+    """
     released, embeddings = train_release(where, seed=seed)
     vectors = [str(embeddings / "items.parquet"), str(embeddings / "content.parquet")]
     content = pq.read_schema(embeddings / "content.parquet").names[1:] if seed == 0 else []
     result: dict[str, dict[str, Any]] = {}
     for name in PROTOCOLS:
-        baselines = ["popularity", "ease"] if seed == 0 and name == "fashion-all" else []
-        tables, out = (
-            where.run_dir / "tables" / name,
-            where.run_dir / f"seed-{seed}" / f"{name}.json",
-        )
-        module(
+        tables, out = where.run_dir / "tables" / name, where.run_dir / f"seed-{seed}"
+        asked = (
             "pretrain", "evaluate", "--protocol", name,
             "--note", fashion_protocol.NOTES[where.protocols[name].name],
             "--train", tables / "train.parquet",
             "--cases", of_users(tables, odd=True) if odd_users else tables / "cases.parquet",
             "--candidates", tables / "candidates.parquet", "--vectors", json.dumps(vectors),
-            "--content", json.dumps(content), "--released", released, "--blend", blend_file,
-            "--baselines", json.dumps(baselines), "--ease_l2", EASE_L2, "--out", out,
+            "--ease_l2", EASE_L2,
         )  # fmt: skip
-        result[name] = json.loads(out.read_text())[name]
+        baselines = ["popularity", "ease"] if seed == 0 and name == "fashion-all" else []
+        module(
+            *asked, "--content", json.dumps(content), "--baselines", json.dumps(baselines),
+            "--released", released, "--blend", blend_file, "--out", out / f"{name}.json",
+        )  # fmt: skip
+        result[name] = json.loads((out / f"{name}.json").read_text())[name]
+        if seed == 0:
+            written = out / f"{name}-control.json"
+            module(
+                *asked, "--content", "[]", "--baselines", "[]", "--blend", control,
+                "--out", written,
+            )  # fmt: skip
+            found = json.loads(written.read_text())[name]["ours_blended"]
+            result[name]["blend_without_release"] = found
     return result
 
 
@@ -284,6 +302,8 @@ def summary(found: list[dict[str, dict[str, Any]]], *, stage: str) -> dict[str, 
             "content_knn_cold": knn[pair],
             "content_knn_cold_best": pair,
             "content_words_knn_cold": knn[words],
+            "blend_without_release_cold": cold["blend_without_release"][recall],
+            "blend_without_release_all": everything["blend_without_release"][recall],
             "best_id_all": ease,
             "fashion-cold": knn,
             "fashion-all": {name: values[recall] for name, values in everything.items()},

@@ -113,9 +113,9 @@ def main() -> None:
             config=args.config,
         )
 
-    def blend_of(number: int) -> Path:
+    def blend_of(number: int, *, with_release: bool) -> Path:
         where = folders(number, "valid")
-        out = where.run_dir / "blend.json"
+        out = where.run_dir / ("blend.json" if with_release else "blend_control.json")
         if not out.is_file():
             prepare(films_protocol.rolling_block(interactions, number, stage="valid"), where)
             vectors = train_release(where, seed=0)
@@ -123,7 +123,7 @@ def main() -> None:
                 [Question(cases=where.cases, train=where.train)],
                 out,
                 vectors=vectors,
-                released=where.run_dir / "seed-0" / "released",
+                released=where.run_dir / "seed-0" / "released" if with_release else None,
                 items=items,
                 signals=SIGNALS,
             )
@@ -134,12 +134,15 @@ def main() -> None:
         if args.stage == "valid" and number == 0:
             continue  # no block before it whose blend could be taken
         block = films_protocol.rolling_block(interactions, number, stage=args.stage)
-        weights = blend_of(number if args.stage == "test" else number - 1)
+        learnt_on = number if args.stage == "test" else number - 1
+        weights, control = (blend_of(learnt_on, with_release=release) for release in (True, False))
         where = folders(number, args.stage)
         prepare(block, where)
         recalls.append(
             [
-                one_seed(block, where, seed=seed, blend_file=weights, boosts=args.boost)
+                one_seed(
+                    block, where, seed=seed, blend_file=weights, control=control, boosts=args.boost
+                )
                 for seed in args.seeds
             ]
         )
@@ -219,6 +222,7 @@ def one_seed(
     *,
     seed: int,
     blend_file: Path,
+    control: Path,
     boosts: list[float],
 ) -> Recalls:
     """Rank a block with every system; those that know no seed with seed 0 only."""
@@ -236,22 +240,26 @@ def one_seed(
 
     released = where.run_dir / f"seed-{seed}" / "released"
     release = released_scorer(released, asked, vector_NDs=vector_NDs, vectors=vectors)
-    learnt = load_blend(blend_file)
-    signals = open_signals(
-        asked,
-        where.train,
-        config=learnt.signals,
-        catalogue=catalogue,
-        vector_NDs=vector_NDs,
-        items=where.items,
-        release=release,
-    )
+
+    def blended(file: Path, *, release: Scorer | None, boost: float) -> Scorer:
+        learnt = load_blend(file)
+        signals = open_signals(
+            asked,
+            where.train,
+            config=learnt.signals,
+            catalogue=catalogue,
+            vector_NDs=vector_NDs,
+            items=where.items,
+            release=release,
+        )
+        return lambda rows: learnt.scores(signals, rows) + boost * signals.new_N
+
     found = {"release": answers(release)}
     for boost in boosts:
-        found["ours" if boost == boosts[0] else f"ours_boost_{boost:g}"] = answers(
-            lambda rows, boost=boost: learnt.scores(signals, rows) + boost * signals.new_N  # type: ignore[misc]
-        )
+        name = "ours" if boost == boosts[0] else f"ours_boost_{boost:g}"
+        found[name] = answers(blended(blend_file, release=release, boost=boost))
     if seed == 0:
+        found["blend_without_release"] = answers(blended(control, release=None, boost=boosts[0]))
         for name, model in baselines(vector_NDs).items():
             log.info("%s: %s", where.run_dir.name, name)
             found[name] = answers(baseline_scorer(model.fit(train), asked))
