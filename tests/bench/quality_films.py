@@ -46,7 +46,7 @@ from pretrain.word_vectors import word_vectors, words_of
 
 log = logging.getLogger("quality_films")
 
-CONFIGS = Path("configs/films")
+CONFIGS = Path("configs/quality_films")
 WORD_WIDTH = 128
 EASE_L2 = 200.0  # PROTOCOL.md's; with content the best of a few on validation too
 IMAGE_SHARE = 0.5
@@ -87,7 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out_dir", type=Path, default=Path("runs/quality/films"))
     parser.add_argument("--data_dir", type=Path, default=Path("data/quality"))
-    parser.add_argument("--config", type=Path, default=CONFIGS / "quality.yaml")
+    parser.add_argument("--config", type=Path, default=CONFIGS / "pretrain.yaml")
     parser.add_argument("--stage", choices=("test", "valid"), default="test")
     parser.add_argument("--blocks", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -182,7 +182,7 @@ def prepare(block: films_protocol.Block, where: Folders) -> None:
         for second in (block.start, block.start + 1)
     )
     module(
-        "data_prep", "shard", "--config", CONFIGS / "rolling.yaml",
+        "data_prep", "shard", "--config", CONFIGS / "shard.yaml",
         "--name", where.dataset_dir.name, "--dataset_dir", where.dataset_dir,
         "--interactions.path", where.train, "--items.path", where.items,
         "--split.valid_start", valid_start, "--split.test_start", test_start,
