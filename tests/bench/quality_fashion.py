@@ -137,8 +137,21 @@ def prepare(
         return
     for name, protocol in protocols.items():
         write_tables(protocol, run_dir / "tables" / name)
-    tables = run_dir / "tables"
+    tables, items = run_dir / "tables", dataset_dir.with_name("fashion_items.parquet")
     pq.write_table(common_training(protocols), tables / "train.parquet")
+    write_items(source, items)
+    module(
+        "data_prep", "shard", "--config", CONFIGS / "fashion" / "shard.yaml",
+        "--name", dataset_dir.name, "--dataset_dir", dataset_dir,
+        "--interactions.path", tables / "train.parquet", "--items.path", items,
+        "--items.vectors", json.dumps({"words": "words"}),
+    )  # fmt: skip
+
+
+def write_items(source: Path, path: Path) -> None:
+    """The catalogue with word vectors, once for both stages, so that features are made once."""
+    if path.is_file():
+        return
     items = pq.read_table(source / "items.parquet").sort_by("item_id")
     fields = {name: items[name].to_pylist() for name in fashion_protocol.TEXT_FIELDS}
     documents = [
@@ -146,14 +159,7 @@ def prepare(
         for texts in zip(*fields.values(), strict=True)
     ]
     vectors = word_vectors(documents, width=WORD_WIDTH)
-    items = items.append_column("words", vector_column(vectors))
-    pq.write_table(items, tables / "items.parquet", row_group_size=512)
-    module(
-        "data_prep", "shard", "--config", CONFIGS / "fashion" / "shard.yaml",
-        "--name", dataset_dir.name, "--dataset_dir", dataset_dir,
-        "--interactions.path", tables / "train.parquet", "--items.path", tables / "items.parquet",
-        "--items.vectors", json.dumps({"words": "words"}),
-    )  # fmt: skip
+    pq.write_table(items.append_column("words", vector_column(vectors)), path, row_group_size=512)
 
 
 def train_release(where: Folders, *, seed: int) -> tuple[Path, Path]:
