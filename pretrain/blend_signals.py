@@ -75,8 +75,9 @@ class Log:
 class Signals:
     """Signals of the cases of one log, by name; `each` gives them one after the other.
 
-    Scores of a system have mean 0 and spread 1 over the catalogue in each case. Every signal that
-    can be is there twice, the second time for new items alone, which nobody chose in the log: the
+    Scores of a system have mean 0 and spread 1 over the catalogue in each case; EASE's, which are
+    shares of choices and reach far up, are then taken as asinh, a logarithm that knows zero and
+    negative numbers. Every signal that can be is there twice, the second time for new items alone, which nobody chose in the log: the
     evidence for them is of another kind.
     """
 
@@ -125,6 +126,8 @@ class Signals:
         """Name and values [B, N] (or [1, N], the same for all cases) of each signal."""
         for name, scores_of in self.systems.items():
             scores_BN = _standardised_rows(scores_of(cases).float())
+            if name == "ease":
+                scores_BN = scores_BN.asinh()
             yield name, scores_BN
             yield f"{name}_of_new", scores_BN * self.new_N
         for name, fact_N in self.facts.items():
