@@ -77,8 +77,8 @@ class Signals:
 
     Scores of a system have mean 0 and spread 1 over the catalogue in each case; EASE's, which are
     shares of choices and reach far up, are then taken as asinh, a logarithm that knows zero and
-    negative numbers. Every signal that can be is there twice, the second time for new items alone, which nobody chose in the log: the
-    evidence for them is of another kind.
+    negative numbers. Every signal that can be is there twice, the second time for new items alone,
+    which nobody chose in the log: the evidence for them is of another kind.
     """
 
     def __init__(
