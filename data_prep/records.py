@@ -173,13 +173,12 @@ def encode_item(record: ItemRecord, *, item_id: int | str) -> list[tuple[str, by
     if record.image is not None:
         members.append((IMAGE_MEMBER, record.image))
     members.append((JSON_MEMBER, orjson.dumps({"item_id": item_id, "texts": record.texts})))
-    members.extend((frame_member(number), frame) for number, frame in enumerate(record.frames))
+    for number, frame in enumerate(record.frames):
+        members.append((frame_member(number), frame))
     if record.sound is not None:
         members.append((SOUND_PREFIX + record.sound_suffix, record.sound))
-    members.extend(
-        (vector_member(name), encode_npy(vector.astype("float32", copy=False)))
-        for name, vector in record.vectors.items()
-    )
+    for name, vector in record.vectors.items():
+        members.append((vector_member(name), encode_npy(vector.astype("float32", copy=False))))
     return members
 
 

@@ -110,8 +110,7 @@ class TarWriter:
         self._temporary = path.with_name(path.name + ".tmp")
         self._file = self._temporary.open("wb", buffering=0)
         self._digest = xxhash.xxh3_128()
-        self._names: list[bytes] = []
-        self._payloads: list[Payload] = []
+        self._members: list[tuple[int, str, str, Payload]] = []  # sample, key, member, payload
         self._blocks = np.empty((0, BLOCK), np.uint8)  # a chunk; used again for the next
         self._pending = 0
         self._position = 0
@@ -119,13 +118,8 @@ class TarWriter:
 
     def add(self, sample: int, *, key: str, members: Iterable[tuple[str, Payload]]) -> None:
         """Append a sample's members."""
-        index = self.index
         for member, payload in members:
-            index.samples.append(sample)
-            index.members.append(member)
-            index.hashes.append(content_hash(payload))
-            self._names.append(f"{key}.{member}".encode())
-            self._payloads.append(payload)
+            self._members.append((sample, key, member, payload))
             self._pending += len(payload)
         self._samples += 1
         if self._pending >= CHUNK_BYTES:
@@ -157,25 +151,30 @@ class TarWriter:
 
     def _flush(self) -> None:
         """Write what is pending, as one piece."""
-        if not self._names:
+        if not self._members:
             return
-        sizes = np.fromiter(map(len, self._payloads), np.int64, len(self._payloads))
+        samples, keys, members, payloads = zip(*self._members, strict=True)
+        sizes = np.fromiter(map(len, payloads), np.int64, len(payloads))
         ends = np.cumsum(1 + -(-sizes // BLOCK))  # in blocks
         begins = np.concatenate([[0], ends[:-1]])
         if len(self._blocks) < ends[-1]:
             self._blocks = np.empty((ends[-1], BLOCK), np.uint8)
         chunk = self._blocks[: ends[-1]]
         chunk[ends - 1] = 0  # what pads the last block of a payload
-        chunk[begins] = tar_headers(self._names, sizes)
+        names = [f"{key}.{member}".encode() for key, member in zip(keys, members, strict=True)]
+        chunk[begins] = tar_headers(names, sizes)
         place, starts = memoryview(chunk.reshape(-1)), (begins + 1) * BLOCK  # type: ignore[arg-type]
-        for start, size, payload in zip(
-            starts.tolist(), sizes.tolist(), self._payloads, strict=True
-        ):
-            place[start : start + size] = payload
-        self.index.offsets.extend((self._position + starts).tolist())
-        self.index.sizes.extend(sizes.tolist())
+        ends = starts + sizes
+        for start, end, payload in zip(starts.tolist(), ends.tolist(), payloads, strict=True):
+            place[start:end] = payload
+        index = self.index
+        index.samples.extend(samples)
+        index.members.extend(members)
+        index.offsets.extend((self._position + starts).tolist())
+        index.sizes.extend(sizes.tolist())
+        index.hashes.extend(map(content_hash, payloads))
         self._write(place)
-        self._names, self._payloads, self._pending = [], [], 0
+        self._members, self._pending = [], 0
 
     def _write(self, chunk: Payload) -> None:
         self._digest.update(chunk)
