@@ -32,6 +32,9 @@ class HeadConfig:
     dropout: float = 0.2
     """Share of the deep part's units dropped while training."""
 
+    batch_norm: bool = False
+    """Normalise the deep part's layers over the batch, before their activation."""
+
     cross_layers: int = 2
     """dcnv2: number of cross layers."""
 

@@ -6,22 +6,18 @@ Shapes: B impressions, X all fields side by side.
 import torch
 from torch import Tensor, nn
 
-from finetune.heads.base import Head, HeadInputs, deep_part
+from finetune.heads.base import Head, HeadInputs, InputLayout, deep_part
 from finetune.settings import HeadConfig
 
 
 class DCNv2(Head):
     """x_{l+1} = x_0 ⊙ (W_l x_l + b_l) + x_l (eq. 1), beside a deep part (figure 1b)."""
 
-    def __init__(
-        self, config: HeadConfig, *, num_fields: int, field_width: int, history_width: int
-    ) -> None:
-        super().__init__(
-            config, num_fields=num_fields, field_width=field_width, history_width=history_width
-        )
-        width = num_fields * field_width
+    def __init__(self, config: HeadConfig, layout: InputLayout) -> None:
+        super().__init__(config, layout)
+        width = layout.num_fields * layout.field_width
         self.cross = nn.ModuleList(nn.Linear(width, width) for _ in range(config.cross_layers))
-        self.deep = deep_part(width, config.hidden, dropout=config.dropout, activation=nn.ReLU)
+        self.deep = deep_part(width, config.hidden, config=config)
         self.out = nn.Linear(width + (width, *config.hidden)[-1], 1)
 
     def forward(self, inputs: HeadInputs) -> Tensor:

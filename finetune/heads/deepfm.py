@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from finetune.heads.base import Head, HeadInputs, deep_part
+from finetune.heads.base import Head, HeadInputs, InputLayout, deep_part
 from finetune.settings import HeadConfig
 
 
@@ -16,14 +16,10 @@ class DeepFM(Head):
 
     uses_first_order: ClassVar[bool] = True
 
-    def __init__(
-        self, config: HeadConfig, *, num_fields: int, field_width: int, history_width: int
-    ) -> None:
-        super().__init__(
-            config, num_fields=num_fields, field_width=field_width, history_width=history_width
-        )
-        width = num_fields * field_width
-        self.deep = deep_part(width, config.hidden, dropout=config.dropout, activation=nn.ReLU)
+    def __init__(self, config: HeadConfig, layout: InputLayout) -> None:
+        super().__init__(config, layout)
+        width = layout.num_fields * layout.field_width
+        self.deep = deep_part(width, config.hidden, config=config)
         self.out = nn.Linear((width, *config.hidden)[-1], 1)
 
     def forward(self, inputs: HeadInputs) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from finetune.heads import DIN, HEADS, DCNv2, DeepFM, Head, HeadInputs
+from finetune.heads import DIN, HEADS, DCNv2, DeepFM, Head, HeadInputs, InputLayout
 from finetune.heads.base import Dice
 from finetune.settings import HeadConfig
 
@@ -20,7 +20,15 @@ def build(name: str, **changes: object) -> Head:
     torch.manual_seed(0)
     settings = {"hidden": (8,), "attention_hidden": (8,), "dropout": 0.0} | changes
     config = HeadConfig(name=name, embedding_width=E, **settings)
-    return HEADS[name](config, num_fields=FIELDS, field_width=E, history_width=H)
+    layout = InputLayout(
+        num_fields=FIELDS,
+        field_width=E,
+        history_width=H,
+        history_length=L,
+        user_field=0,
+        item_field=1,
+    )
+    return HEADS[name](config, layout)
 
 
 def random_inputs(rows: int = B, *, seed: int = 0) -> HeadInputs:
