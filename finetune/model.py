@@ -32,6 +32,7 @@ class CtrModel(nn.Module):
     def __init__(self, config: HeadConfig, *, data: CtrData, content: Content | None) -> None:
         super().__init__()
         head = HEADS[config.name]
+        width = config.embedding_width if head.uses_fields else 0
         vocabulary = data.vocabulary
         single = [one for one in vocabulary.categorical if one.kind == "categorical"]
         id_column = {
@@ -44,7 +45,7 @@ class CtrModel(nn.Module):
             num_ids=len(single),
             num_multi=len(vocabulary.categorical) - len(single),
             num_numeric=len(vocabulary.numeric) + (len(SIMILARITIES) if content else 0),
-            width=config.embedding_width,
+            width=width,
             id_columns=[(column, single[column].unknown) for column in id_column.values()],
             item_id_rows_I=data.item_id_rows,
             item_IW=content.item_IW if content else None,
@@ -53,7 +54,7 @@ class CtrModel(nn.Module):
         )
         layout = InputLayout(
             num_fields=self.fields.num_fields,
-            field_width=config.embedding_width,
+            field_width=width,
             history_width=self.fields.history_width,
             history_length=data.history_length,
             user_field=id_column["user"],  # single-valued ids are the first fields

@@ -49,6 +49,8 @@ class InputLayout:
 class Head(nn.Module, ABC):
     """Fields to a logit."""
 
+    uses_fields: ClassVar[bool] = True
+    """Whether the head reads `fields_BFE`; otherwise a field has no vector, only its weight."""
     uses_history: ClassVar[bool] = False
     """Whether the head pools the history itself; otherwise its mean is one of the fields."""
     uses_first_order: ClassVar[bool] = False

@@ -49,7 +49,7 @@ def test_an_unknown_key_is_refused(words: list[str], capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize(
     ("flag", "value"),
-    [("rung", "best"), ("head.name", "xdeepfm"), ("train.lr", "-1"), ("history_length", "0")],
+    [("rung", "best"), ("head.name", "wide_and_deep"), ("train.lr", "-1"), ("history_length", "0")],
 )
 def test_a_bad_value_names_its_key(
     flag: str, value: str, words: list[str], capsys: pytest.CaptureFixture[str]
@@ -198,6 +198,11 @@ def test_help_explains_every_key_and_does_not_import_torch() -> None:
     [
         (HeadConfig, {"dropout": 1.0}),
         (HeadConfig, {"hidden": (0,)}),
+        (HeadConfig, {"low_rank": 0}),
+        (HeadConfig, {"num_heads": 0}),
+        (HeadConfig, {"cin_hidden": ()}),
+        (HeadConfig, {"hidden": (), "name": "finalmlp"}),
+        (HeadConfig, {"second_hidden": (8, 5), "name": "finalmlp"}),
         (TrainConfig, {"id_epochs": 0}),
         (TrainConfig, {"id_l2": -1.0}),
         (LadderConfig, {"rungs": ("raw",)}),
