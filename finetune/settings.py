@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 Rung = Literal["none", "noise", "raw", "aligned"]
-HeadName = Literal["lr", "fm", "deepfm", "pnn", "dcnv2", "xdeepfm", "finalmlp", "autoint", "din"]
+HeadName = Literal[
+    "lr", "fm", "deepfm", "pnn", "dcnv2", "xdeepfm", "finalmlp", "autoint", "din", "dien", "bst"
+]
 
 
 def _check(ok: bool, key: str, found: object, expected: str) -> None:
@@ -23,17 +25,19 @@ class HeadConfig:
     name: HeadName = "din"
     """Fields alone: lr, fm (Rendle 2010), deepfm (Guo et al. 2017), pnn (Qu et al. 2016), dcnv2
     (Wang et al. 2021), xdeepfm (Lian et al. 2018), finalmlp (Mao et al. 2023), autoint (Song et
-    al. 2019). Also the history, item by item: din (Zhou et al. 2018)."""
+    al. 2019). Also the history, item by item: din (Zhou et al. 2018), dien (Zhou et al. 2019),
+    bst (Chen et al. 2019)."""
 
     embedding_width: int = 16
-    """Width of one field's vector; every head but lr."""
+    """Width of one field's vector; every head but lr. bst: a multiple of num_heads."""
 
     hidden: tuple[int, ...] = (128, 64)
     """Widths of the deep part's layers; every head but lr and fm. Empty: xdeepfm and autoint have
     no deep part, finalmlp refuses."""
 
     dropout: float = 0.2
-    """Share of the deep part's units dropped while training; every head but lr and fm."""
+    """Share of the deep part's units dropped while training; every head but lr and fm. bst drops
+    in its transformer too."""
 
     batch_norm: bool = False
     """Normalise the deep part's layers over the batch, before their activation; every head but lr
@@ -67,11 +71,14 @@ class HeadConfig:
     """autoint: width of one attention head."""
 
     num_heads: int = 2
-    """autoint: attention heads. finalmlp: heads of the fusion, a divisor of both streams' last
+    """autoint, bst: attention heads. finalmlp: heads of the fusion, a divisor of both streams' last
     width."""
 
     attention_hidden: tuple[int, ...] = (32,)
     """din: widths of the activation unit's layers."""
+
+    transformer_layers: int = 1
+    """bst: layers of the transformer."""
 
     def __post_init__(self) -> None:
         for key in ("hidden", "cin_hidden", "second_hidden", "gate_hidden", "attention_hidden"):
@@ -84,6 +91,7 @@ class HeadConfig:
             "attention_layers",
             "attention_width",
             "num_heads",
+            "transformer_layers",
         ):
             _check(getattr(self, key) > 0, f"head.{key}", getattr(self, key), "at least 1")
         _check(0 <= self.dropout < 1, "head.dropout", self.dropout, "a share in [0, 1)")
@@ -91,6 +99,9 @@ class HeadConfig:
         _check(rank is None or rank > 0, "head.low_rank", rank, "null or at least 1")
         _check(len(self.cin_hidden) > 0, "head.cin_hidden", self.cin_hidden, "at least one layer")
         multiple = f"a multiple of head.num_heads, {self.num_heads}"
+        if self.name == "bst":
+            width = self.embedding_width
+            _check(width % self.num_heads == 0, "head.embedding_width", width, multiple)
         if self.name == "finalmlp":
             for key in ("hidden", "second_hidden"):
                 widths = getattr(self, key)

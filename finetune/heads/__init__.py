@@ -2,8 +2,10 @@
 
 from finetune.heads.autoint import AutoInt
 from finetune.heads.base import Head, HeadInputs, InputLayout
+from finetune.heads.bst import BST
 from finetune.heads.dcnv2 import DCNv2
 from finetune.heads.deepfm import DeepFM
+from finetune.heads.dien import DIEN
 from finetune.heads.din import DIN
 from finetune.heads.finalmlp import FinalMLP
 from finetune.heads.fm import FM
@@ -22,6 +24,8 @@ HEADS: dict[HeadName, type[Head]] = {
     "finalmlp": FinalMLP,
     "autoint": AutoInt,
     "din": DIN,
+    "dien": DIEN,
+    "bst": BST,
 }
 
 __all__ = ["HEADS", "Head", "HeadInputs", "InputLayout"]

@@ -201,6 +201,7 @@ def test_help_explains_every_key_and_does_not_import_torch() -> None:
         (HeadConfig, {"low_rank": 0}),
         (HeadConfig, {"num_heads": 0}),
         (HeadConfig, {"cin_hidden": ()}),
+        (HeadConfig, {"embedding_width": 9, "name": "bst"}),
         (HeadConfig, {"hidden": (), "name": "finalmlp"}),
         (HeadConfig, {"second_hidden": (8, 5), "name": "finalmlp"}),
         (TrainConfig, {"id_epochs": 0}),

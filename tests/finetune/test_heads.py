@@ -20,7 +20,7 @@ from finetune.settings import HeadConfig, HeadName
 
 B, FIELDS, E, L, H = 18, 3, 4, 5, 6
 WITH_HISTORY = [name for name, head in HEADS.items() if head.uses_history]
-WITH_ORDER: list[str] = []
+WITH_ORDER = ["dien", "bst"]
 WITHOUT_DEEP_PART = ["lr", "fm"]
 
 # Every head as it comes, and those that an option makes another network.
@@ -31,6 +31,7 @@ VARIANTS = [
     ("xdeepfm", {"hidden": ()}),
     ("autoint", {"hidden": ()}),
     ("finalmlp", {"second_hidden": (6, 4)}),
+    ("bst", {"transformer_layers": 2}),
 ]
 every_head = pytest.mark.parametrize(("name", "changes"), VARIANTS)
 
@@ -177,6 +178,7 @@ def test_a_head_ignores_the_options_of_others(name: str) -> None:
         attention_width=5,
         num_heads=1,
         attention_hidden=(),
+        transformer_layers=3,
     )
     assert head(random_inputs()).isfinite().all()
     normalises = any(isinstance(one, nn.BatchNorm1d) and one.affine for one in head.modules())
@@ -470,6 +472,78 @@ def test_din_weighs_each_history_item_by_the_target() -> None:
         pooled.append(total)
     x = torch.cat([inputs.fields_BFE.flatten(1), torch.stack(pooled)], dim=1)
     torch.testing.assert_close(head(inputs), head.out(head.deep(x)).squeeze(1))
+
+
+def test_dien_evolves_interests_as_in_equations_2_to_12() -> None:
+    head, inputs = build("dien"), random_inputs()
+    gru, evolution = head.extraction, head.evolution
+    states = []
+    for b in range(B):
+        state, interests = torch.zeros(H), []
+        for item in history_of(inputs, b):
+            of_item = (gru.weight_ih_l0 @ item + gru.bias_ih_l0).chunk(3)
+            of_state = (gru.weight_hh_l0 @ state + gru.bias_hh_l0).chunk(3)
+            reset = torch.sigmoid(of_item[0] + of_state[0])
+            update = 1 - torch.sigmoid(of_item[1] + of_state[1])  # torch's gate keeps the state
+            candidate = torch.tanh(of_item[2] + reset * of_state[2])
+            state = (1 - update) * state + update * candidate
+            interests.append(state)
+        scores = [one @ head.attention.weight @ inputs.target_BH[b] for one in interests]
+        total = sum(score.exp() for score in scores)
+        state = torch.zeros(H)
+        for interest, score in zip(interests, scores, strict=True):
+            of_input = (evolution.of_input.weight @ interest + evolution.of_input.bias).chunk(3)
+            of_state = (evolution.of_state.weight @ state).chunk(3)
+            update = score.exp() / total * torch.sigmoid(of_input[0] + of_state[0])
+            reset = torch.sigmoid(of_input[1] + of_state[1])
+            candidate = torch.tanh(of_input[2] + reset * of_state[2])
+            state = (1 - update) * state + update * candidate
+        states.append(state)
+    x = torch.cat([inputs.fields_BFE.flatten(1), torch.stack(states)], dim=1)
+    torch.testing.assert_close(head(inputs), head.out(head.deep(x)).squeeze(1))
+
+
+def attend_by_hand(attention: nn.MultiheadAttention, tokens: list[Tensor]) -> list[Tensor]:
+    """Scaled dot-product attention of every token to all of them."""
+    query, key, value = (
+        [weight @ token + bias for token in tokens]
+        for weight, bias in zip(
+            attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3), strict=True
+        )
+    )
+    width = len(tokens[0]) // attention.num_heads
+    out = []
+    for one in query:
+        parts = []
+        for h in range(attention.num_heads):
+            part = slice(h * width, (h + 1) * width)
+            score = torch.stack([(one[part] * k[part]).sum() / width**0.5 for k in key]).exp()
+            weighted = zip(score / score.sum(), value, strict=True)
+            parts.append(sum(weight * v[part] for weight, v in weighted))
+        out.append(attention.out_proj(torch.cat(parts)))
+    return out
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_bst_transforms_history_and_target_as_in_equations_1_to_6(num_layers: int) -> None:
+    head, inputs = build("bst", transformer_layers=num_layers), random_inputs()
+
+    def by_hand(b: int) -> Tensor:
+        items = [*history_of(inputs, b), inputs.target_BH[b]]
+        ranks = range(len(items) - 1, -1, -1)
+        tokens = [
+            torch.cat([item, head.position.weight[rank]])
+            for item, rank in zip(items, ranks, strict=True)
+        ]
+        for layer in head.layers:
+            attended = attend_by_hand(layer.attention, tokens)
+            tokens = [layer.norms[0](s + a) for s, a in zip(tokens, attended, strict=True)]
+            inner, _, outer = layer.feed_forward
+            tokens = [layer.norms[1](s + outer(F.leaky_relu(inner(s), 0.01))) for s in tokens]
+        x = torch.cat([inputs.fields_BFE[b].flatten(), tokens[-1]])
+        return output(head, F.leaky_relu(head.deep[0](x), 0.01))
+
+    assert_logits(head, inputs, by_hand)
 
 
 def test_dice_is_prelu_with_a_gate_that_follows_the_batch() -> None:
