@@ -42,7 +42,7 @@ from pretrain.cases import (
     rows_of,
 )
 from pretrain.metrics import PADDING
-from pretrain.scorers import Scorer, released_scorer
+from pretrain.scorers import Scorer, open_release, released_scorer
 
 log = logging.getLogger(__name__)
 
@@ -303,10 +303,9 @@ def _sample(
     release = None
     if released is not None:
         release = released_scorer(
-            released,
+            open_release(released, vectors=vectors),
             asked,
             vector_NDs=vector_NDs,
-            vectors=vectors,
             users=None if users is None else (users, question.cases),
             case_rows=drawn_B,
         )

@@ -41,7 +41,7 @@ from pretrain.metrics import (
     reciprocal_rank,
     user_means,
 )
-from pretrain.scorers import Scorer, baseline_scorer, released_scorer
+from pretrain.scorers import Scorer, baseline_scorer, open_release, released_scorer
 from pretrain.slices import missing_slices, popularity_slices, ranks_within
 
 log = logging.getLogger(__name__)
@@ -161,10 +161,9 @@ def evaluate(
     release: Scorer | None = None
     if released is not None:
         release = released_scorer(
-            released,
+            open_release(released, vectors=vectors or []),
             asked,
             vector_NDs=vector_NDs,
-            vectors=vectors or [],
             users=None if users is None else (users, cases),
         )
         ranked("ours", release)

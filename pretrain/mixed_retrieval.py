@@ -7,7 +7,6 @@ and items of two releases meet. Shapes: B cases, N items, D width.
 from __future__ import annotations
 
 import json
-import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,12 @@ from rich.console import Console
 from torch import Tensor
 
 from data_prep.records import replace_file
-from pretrain.cases import Cases, read_cases, read_catalogue
+from pretrain.cases import Cases, Floats, read_cases, read_catalogue
 from pretrain.evaluate import results_table
 from pretrain.metrics import mean_over_users, ndcg_at_k, rank_catalogue, recall_at_k
+from pretrain.scorers import open_release, released_users
 
-log = logging.getLogger(__name__)
+ITEMS_FILE = "items.parquet"
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ def mixed_retrieval(
     old_released: Path,
     old_embeddings: Path,
     *,
+    users: Path | None = None,
     protocol: str = "mixed",
     k: int = 20,
     chunk: int = 256,
@@ -82,15 +83,17 @@ def mixed_retrieval(
     `new_new` and `old_old` are the releases by themselves, `new_old` new users against old items,
     `old_new` the reverse, `new_half` new users against items of which half are new. Compatible:
     `new_old` is not below `old_old`, so that the update already pays before anything is encoded
-    anew. The history is masked, ties are broken against the system, as in `evaluate`.
+    anew. Cases mean what they mean to `evaluate`: `masked`, times and ties are taken as there.
 
     Args:
-        cases: Parquet with user_id, history and targets (lists of item ids); one row a question.
+        cases: Parquet with user_id, history and targets (lists of item ids), and what else
+            `evaluate` reads of cases; one row a question.
         out: JSON to write, of the shape that `evaluate` writes.
         new_released: released checkpoint.
         new_embeddings: folder of python -m pretrain embed with it.
         old_released: the older released checkpoint.
         old_embeddings: folder of embed with that one, on the same dataset.
+        users: Parquet with user_id and the user features that the releases read.
         protocol: name of the protocol that the cases follow.
         k: places that count.
         chunk: cases that are scored at a time.
@@ -110,8 +113,18 @@ def mixed_retrieval(
             "on one dataset"
         )
     asked = read_cases(cases, catalogue=new_ids)
-    new = _space(new_released, new_embeddings, new_vectors, asked=asked, chunk=chunk)
-    old = _space(old_released, old_embeddings, old_vectors, asked=asked, chunk=chunk)
+    about_users = None if users is None else (users, cases)
+
+    def space(released: Path, embeddings: Path, vectors: dict[str, Floats]) -> Space:
+        """One release's users, by its own event vectors of their histories, and its items."""
+        release = open_release(released, vectors=[embeddings / ITEMS_FILE])
+        users_of = released_users(release, asked, event_ND=vectors["event"], users=about_users)
+        starts = range(0, len(asked.users_B), chunk)
+        user_BD = torch.cat([users_of(slice(start, start + chunk)) for start in starts])
+        return Space(user_BD, torch.from_numpy(vectors["aligned"]))
+
+    new = space(new_released, new_embeddings, new_vectors)
+    old = space(old_released, old_embeddings, old_vectors)
     systems = {
         name: _metrics(one, asked=asked, k=k, chunk=chunk)
         for name, one in mixtures(new, old, seed=seed).items()
@@ -124,33 +137,8 @@ def mixed_retrieval(
     return result
 
 
-def _vectors(embeddings: Path) -> tuple[pa.Array, dict[str, Tensor]]:
-    ids, found = read_catalogue(
-        [embeddings / "items.parquet"], columns=["aligned", "event"], tables=[]
-    )
-    return ids, {name: torch.from_numpy(matrix) for name, matrix in found.items()}
-
-
-def _space(
-    released: Path, embeddings: Path, vectors: dict[str, Tensor], *, asked: Cases, chunk: int
-) -> Space:
-    """One release's users, by its own event vectors of their histories, and its items."""
-    from pretrain.release import load_released  # as in evaluate: quick where it is not needed
-
-    release = load_released(released)
-    maker = json.loads((embeddings / "embeddings.json").read_text())["release_fingerprint"]
-    if maker != release.fingerprint:
-        raise ValueError(
-            f"{embeddings}: found vectors of the release {maker[:12]}, expected those of "
-            f"{released} ({release.fingerprint[:12]}); run python -m pretrain embed again"
-        )
-    users = []
-    for history_BL in torch.split(asked.history_BL, chunk):
-        # Constant times before the moment asked, as in evaluate.
-        times_BL = torch.zeros_like(history_BL)
-        at_times_B = torch.ones(len(history_BL), dtype=torch.int64)
-        users.append(release.encode_histories(vectors["event"], history_BL, times_BL, at_times_B))
-    return Space(torch.cat(users), vectors["aligned"])
+def _vectors(embeddings: Path) -> tuple[pa.Array, dict[str, Floats]]:
+    return read_catalogue([embeddings / ITEMS_FILE], columns=["aligned", "event"], tables=[])
 
 
 def _metrics(space: Space, *, asked: Cases, k: int, chunk: int) -> dict[str, float]:
@@ -158,7 +146,7 @@ def _metrics(space: Space, *, asked: Cases, k: int, chunk: int) -> dict[str, flo
         space.user_BD,
         space.item_ND,
         target_rows=asked.targets_BT,
-        masked_rows=asked.history_BL,
+        masked_rows=asked.masked_BM,
         chunk=chunk,
     )
     recall = mean_over_users(recall_at_k(ranks_BT, k=k), users_B=asked.users_B)

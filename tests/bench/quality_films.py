@@ -41,7 +41,7 @@ from pretrain.cases import Cases, read_cases, read_catalogue, read_choices
 from pretrain.intervals import bootstrap_interval
 from pretrain.metrics import rank_scored, recall_at_k, user_means
 from pretrain.sasrec import SASRec, SASRecConfig
-from pretrain.scorers import Scorer, baseline_scorer, released_scorer
+from pretrain.scorers import Scorer, baseline_scorer, open_release, released_scorer
 from pretrain.word_vectors import word_vectors, words_of
 
 log = logging.getLogger("quality_films")
@@ -238,8 +238,8 @@ def one_seed(
     def answers(scores_of: Scorer) -> dict[str, Tensor]:
         return recall_of_users(scores_of, asked, cold_N=cold_N)
 
-    released = where.run_dir / f"seed-{seed}" / "released"
-    release = released_scorer(released, asked, vector_NDs=vector_NDs, vectors=vectors)
+    released = open_release(where.run_dir / f"seed-{seed}" / "released", vectors=vectors)
+    release = released_scorer(released, asked, vector_NDs=vector_NDs)
 
     def blended(file: Path, *, release: Scorer | None, boost: float) -> Scorer:
         learnt = load_blend(file)
