@@ -32,6 +32,7 @@ from torch import Tensor
 from data_prep.records import replace_file
 from pretrain.baselines import Floats
 from pretrain.blend_signals import Log, SignalConfig, Signals, born_years
+from pretrain.case_times import CaseTimes, TimestampUnit
 from pretrain.cases import (
     Cases,
     columns_of,
@@ -75,6 +76,10 @@ class Blend:
     weights: Mapping[str, float]
     """Signal → its weight."""
 
+    newest_event: int | None = None
+    """Newest event of the cases, logs and release it was learnt on, unix milliseconds; None: not
+    known."""
+
     def scores(self, signals: Signals, cases: slice) -> Tensor:
         """Weighted sum of the signals [B, N].
 
@@ -109,11 +114,14 @@ def blend(
     max_candidates: int = 4096,
     l2: float = 1e-3,
     seed: int = 0,
+    timestamp_unit: TimestampUnit = "auto",
+    allow_look_ahead: bool = False,
 ) -> None:
     """Learn one blend on all questions, each of the same weight; users weigh the same within one.
 
-    The cases must be later than what the release and the logs were made of, and must not be those
-    that are reported later: validation, as a rule. Then `evaluate --blend` ranks with it.
+    The cases must be later than what the release and the logs were made of, and earlier than those
+    that are reported later: validation, as a rule. Then `evaluate --blend` ranks with it. Where
+    both sides have times, both are checked.
 
     Args:
         questions: JSON list of {"cases", "train", "candidates"}.
@@ -127,6 +135,14 @@ def blend(
         max_candidates: most candidates a case, drawn evenly.
         l2: penalty on the squared weights.
         seed: of both draws.
+        timestamp_unit: of the logs' `timestamp` where the cases have `at_time`: s, ms or us for
+            numbers; auto: timestamps or dates.
+        allow_look_ahead: accept a release or a log that has seen the time of its cases; `out`
+            records it.
+
+    Raises:
+        ValueError: a release or a log that is not older than its cases, or that lacks what the
+            signals need.
     """
     signals = signals or SignalConfig()
     if not questions:
@@ -143,23 +159,29 @@ def blend(
             config=signals,
             num_cases=max(1, max_cases // len(questions)),
             max_candidates=max_candidates,
+            timestamp_unit=timestamp_unit,
+            allow_look_ahead=allow_look_ahead,
         )
         for question in questions
     ]
-    names = sampled[0][0]
-    weights, losses = fit_weights([values for _, values in sampled], names=names, l2=l2)
+    weights, losses = fit_weights(
+        [one.values_BKS for one in sampled], names=sampled[0].names, l2=l2
+    )
+    newest = [event for one in sampled if (event := one.times.newest()) is not None]
     about = {
         "questions": [
             {key: value and str(value) for key, value in dataclasses.asdict(one).items()}
             for one in questions
         ],
-        "num_cases": [len(values) for _, values in sampled],
+        "num_cases": [len(one.values_BKS) for one in sampled],
+        "times": [dataclasses.asdict(one.times) for one in sampled],
         "log_loss": losses,
     }
     result = {
         "schema_version": SCHEMA_VERSION,
         "signals": dataclasses.asdict(signals),
         "weights": weights,
+        "newest_event": max(newest, default=None),
         "about": about,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -194,7 +216,12 @@ def load_blend(path: Path) -> Blend:
             key: tuple(value) if isinstance(value, list) else value
             for key, value in found["signals"].items()
         }
-        return Blend(signals=SignalConfig(**entries), weights=weights)
+        newest = found.get("newest_event")
+        return Blend(
+            signals=SignalConfig(**entries),
+            weights=weights,
+            newest_event=None if newest is None else int(newest),
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path}: found {error}, expected what python -m pretrain blend wrote; learn it again"
@@ -222,7 +249,7 @@ def open_signals(
         born_N = np.full(len(catalogue), np.nan)
         rows = rows_of(table, catalogue=catalogue, where=items)
         born_N[rows] = born_years(table[config.born], unit=config.born_unit)
-        if bool((asked.at_times_B <= 1).all()):
+        if not asked.has_times:
             raise ValueError("cases: found no at_time, expected one: an age is that at a time")
     return Signals(
         asked,
@@ -282,6 +309,17 @@ def fit_weights(
     return weights, {"even": even, "learnt": learnt}
 
 
+@dataclass(frozen=True)
+class _Sample:
+    """Drawn cases and candidates of one question."""
+
+    names: list[str]
+    """Of the signals."""
+
+    values_BKS: Tensor
+    times: CaseTimes
+
+
 def _sample(
     question: Question,
     rng: np.random.Generator,
@@ -293,17 +331,28 @@ def _sample(
     config: SignalConfig,
     num_cases: int,
     max_candidates: int,
-) -> tuple[list[str], Tensor]:
-    """Names of the signals and their values [B, K, S] of drawn cases and candidates."""
+    timestamp_unit: TimestampUnit,
+    allow_look_ahead: bool,
+) -> _Sample:
+    """Draw cases and candidates, and compute their signals."""
     columns = [*config.content, *(["aligned", "event"] if released else [])]
     catalogue, vector_NDs = read_catalogue(vectors, columns=list(dict.fromkeys(columns)), tables=[])
     everything = read_cases(question.cases, catalogue=catalogue)
     drawn_B = draw_cases(everything.users_B, rng, num_cases=num_cases)
     asked = everything.take(drawn_B)
+    opened = None if released is None else open_release(released, vectors=vectors)
+    times = CaseTimes.of(
+        everything,
+        cases=question.cases,
+        newest={} if opened is None else {"released": opened.newest_event},
+        train=question.train,
+        timestamp_unit=timestamp_unit,
+        allowed=allow_look_ahead,
+    )
     release = None
-    if released is not None:
+    if opened is not None:
         release = released_scorer(
-            open_release(released, vectors=vectors),
+            opened,
             asked,
             vector_NDs=vector_NDs,
             users=None if users is None else (users, question.cases),
@@ -338,7 +387,7 @@ def _sample(
         values_BKS = torch.stack(list(values.values()), dim=2)
         values_BKS[..., 0].masked_fill_(chosen_BK == PADDING, math.nan)
         parts.append(values_BKS)
-    return names, torch.cat(parts)
+    return _Sample(names, torch.cat(parts), times)
 
 
 def draw_cases(users_B: Tensor, rng: np.random.Generator, *, num_cases: int) -> np.ndarray:

@@ -49,6 +49,11 @@ class Cases:
     at_times_B: Tensor
     """Unix milliseconds of the moment asked about, 1 where the table gives none."""
 
+    @property
+    def has_times(self) -> bool:
+        """Whether the table says when its questions were asked."""
+        return bool((self.at_times_B > 1).any())
+
     def take(self, rows: Rows) -> Cases:
         """These cases, in this order."""
         chosen = torch.from_numpy(rows)

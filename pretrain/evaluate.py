@@ -5,6 +5,7 @@ Shapes: B cases, C candidates, N catalogue items, L history, T targets, D width,
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import Tensor
 from data_prep.records import replace_file
 from pretrain.baselines import EASE, Baseline, ContentKNN, ItemKNN, Popularity
 from pretrain.blend import load_blend, open_signals
+from pretrain.case_times import CaseTimes, TimestampUnit
 from pretrain.cases import (
     columns_of,
     read,
@@ -71,12 +73,16 @@ def evaluate(
     items: Path | None = None,
     blend: Path | None = None,
     new_item_boost: float = 0.0,
+    timestamp_unit: TimestampUnit = "auto",
+    allow_look_ahead: bool = False,
 ) -> dict[str, Any]:
     """Rank every candidate for every case, with each system that the inputs allow.
 
     The history (or what the cases name as `masked`) is never proposed, ties are broken against the
     system, values are averaged within users and then over users. The catalogue is the items of
-    `vectors`; without vectors, those of `train` and `candidates`.
+    `vectors`; without vectors, those of `train` and `candidates`. Where the cases have `at_time`,
+    what is not older than the first of them is refused: `train` by its `timestamp`, the release and
+    the blend by the newest event that they have seen.
 
     Args:
         cases: Parquet with user_id, history and targets (lists of item ids); one row a question.
@@ -105,6 +111,14 @@ def evaluate(
         blend: what python -m pretrain blend wrote; `ours_blended` then ranks with it and `train`.
         new_item_boost: added to the blended score of items that nobody chose in `train`: more of
             them are found, at the price of others. To be chosen on validation.
+        timestamp_unit: of the `timestamp` of `train` where the cases have `at_time`: s, ms or us
+            for numbers; auto: timestamps or dates.
+        allow_look_ahead: rank all the same with what has seen the time of the cases; `out` records
+            it.
+
+    Raises:
+        ValueError: a table that does not fit the others, or something that has seen the time of
+            the cases.
     """
     everyone: list[BaselineName] = [
         name for name in get_args(BaselineName) if name not in TRAINED_HERE
@@ -128,6 +142,16 @@ def evaluate(
         rows_C = rows_of(read(candidates, "item_id"), catalogue=catalogue, where=candidates)
     ranked_C = torch.from_numpy(rows_C) if candidates is not None else slice(None)
     asked = read_cases(cases, catalogue=catalogue)
+    opened = None if released is None else open_release(released, vectors=vectors or [])
+    newest = {} if opened is None else {"released": opened.newest_event}
+    times = CaseTimes.of(
+        asked,
+        cases=cases,
+        newest=newest if learnt is None else {**newest, "blend": learnt.newest_event},
+        train=train,
+        timestamp_unit=timestamp_unit,
+        allowed=allow_look_ahead,
+    )
     train_UN = read_choices(train, catalogue=catalogue) if train else None
     slices = _slices(items, train_UN=train_UN, catalogue=catalogue)
     systems: dict[str, dict[str, float]] = {}
@@ -159,9 +183,9 @@ def evaluate(
         knn = ContentKNN(vector_NDs[column])
         ranked(name, baseline_scorer(knn, asked))
     release: Scorer | None = None
-    if released is not None:
+    if opened is not None:
         release = released_scorer(
-            open_release(released, vectors=vectors or []),
+            opened,
             asked,
             vector_NDs=vector_NDs,
             users=None if users is None else (users, cases),
@@ -179,7 +203,12 @@ def evaluate(
         )
         boost_N = new_item_boost * signals.new_N
         ranked("ours_blended", lambda rows: learnt.scores(signals, rows) + boost_N)
-    about = {"n_cases": len(asked.users_B), "n_candidates": len(rows_C), "note": note}
+    about = {
+        "n_cases": len(asked.users_B),
+        "n_candidates": len(rows_C),
+        "note": note,
+        "times": dataclasses.asdict(times),
+    }
     result = {protocol: systems, "slices": {protocol: parts}, "about": {protocol: about}}
     out.parent.mkdir(parents=True, exist_ok=True)
     replace_file(out, json.dumps(result, indent=2).encode())

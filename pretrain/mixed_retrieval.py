@@ -6,11 +6,12 @@ and items of two releases meet. Shapes: B cases, N items, D width.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +20,14 @@ from rich.console import Console
 from torch import Tensor
 
 from data_prep.records import replace_file
+from pretrain.case_times import CaseTimes
 from pretrain.cases import Cases, Floats, read_cases, read_catalogue
 from pretrain.evaluate import results_table
 from pretrain.metrics import mean_over_users, ndcg_at_k, rank_catalogue, recall_at_k
 from pretrain.scorers import open_release, released_users
+
+if TYPE_CHECKING:
+    from pretrain.release import Release
 
 ITEMS_FILE = "items.parquet"
 
@@ -77,6 +82,7 @@ def mixed_retrieval(
     chunk: int = 256,
     seed: int = 0,
     note: str = "",
+    allow_look_ahead: bool = False,
 ) -> dict[str, Any]:
     """Rank the catalogue with users and items of two releases, alone and mixed, side by side.
 
@@ -99,9 +105,12 @@ def mixed_retrieval(
         chunk: cases that are scored at a time.
         seed: decides which half of the items is new.
         note: what a reader must know of the figures; kept beside them.
+        allow_look_ahead: rank all the same with a release that has seen the time of the cases;
+            `out` records it.
 
     Raises:
-        ValueError: embeddings of other releases or of two catalogues, spaces of two widths.
+        ValueError: embeddings of other releases or of two catalogues, spaces of two widths, a
+            release that has seen the time of the cases.
     """
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     new_ids, new_vectors = _vectors(new_embeddings)
@@ -113,23 +122,40 @@ def mixed_retrieval(
             "on one dataset"
         )
     asked = read_cases(cases, catalogue=new_ids)
-    about_users = None if users is None else (users, cases)
+    new_release, old_release = (
+        open_release(released, vectors=[embeddings / ITEMS_FILE])
+        for released, embeddings in ((new_released, new_embeddings), (old_released, old_embeddings))
+    )
+    times = CaseTimes.of(
+        asked,
+        cases=cases,
+        newest={"new": new_release.newest_event, "old": old_release.newest_event},
+        allowed=allow_look_ahead,
+    )
 
-    def space(released: Path, embeddings: Path, vectors: dict[str, Floats]) -> Space:
-        """One release's users, by its own event vectors of their histories, and its items."""
-        release = open_release(released, vectors=[embeddings / ITEMS_FILE])
-        users_of = released_users(release, asked, event_ND=vectors["event"], users=about_users)
+    def space(release: Release, vectors: dict[str, Floats]) -> Space:
+        """A release's users, by its own event vectors of their histories, and its items."""
+        users_of = released_users(
+            release,
+            asked,
+            event_ND=vectors["event"],
+            users=None if users is None else (users, cases),
+        )
         starts = range(0, len(asked.users_B), chunk)
         user_BD = torch.cat([users_of(slice(start, start + chunk)) for start in starts])
         return Space(user_BD, torch.from_numpy(vectors["aligned"]))
 
-    new = space(new_released, new_embeddings, new_vectors)
-    old = space(old_released, old_embeddings, old_vectors)
+    new, old = space(new_release, new_vectors), space(old_release, old_vectors)
     systems = {
         name: _metrics(one, asked=asked, k=k, chunk=chunk)
         for name, one in mixtures(new, old, seed=seed).items()
     }
-    about = {"n_cases": len(asked.users_B), "n_candidates": len(new_ids), "note": note}
+    about = {
+        "n_cases": len(asked.users_B),
+        "n_candidates": len(new_ids),
+        "note": note,
+        "times": dataclasses.asdict(times),
+    }
     result = {protocol: systems, "about": {protocol: about}}
     out.parent.mkdir(parents=True, exist_ok=True)
     replace_file(out, json.dumps(result, indent=2).encode())

@@ -103,8 +103,20 @@ def _protocol(name: str, found: Mapping[str, tuple[Path, dict[str, Any]]]) -> Pr
         slices=slices,
         num_cases=next((entry["n_cases"] for entry in about if "n_cases" in entry), None),
         num_candidates=next((e["n_candidates"] for e in about if "n_candidates" in e), None),
-        notes=list(dict.fromkeys(entry["note"] for entry in about if entry.get("note"))),
+        notes=list(dict.fromkeys(note for entry in about for note in _notes(entry))),
     )
+
+
+def _notes(about: Mapping[str, Any]) -> list[str]:
+    """What a reader must know of a file's figures."""
+    look_ahead = about.get("times", {}).get("look_ahead")
+    allowed = (
+        f"Look-ahead, allowed by allow_look_ahead: {', '.join(look_ahead)} had seen the time that "
+        "is asked about."
+        if look_ahead
+        else None
+    )
+    return [note for note in (about.get("note"), allowed) if note]
 
 
 def _systems(found: Mapping[str, dict[str, dict[str, float]]]) -> list[System]:

@@ -126,6 +126,7 @@ def main() -> None:
                 released=where.run_dir / "seed-0" / "released" if with_release else None,
                 items=items,
                 signals=SIGNALS,
+                timestamp_unit="s",
             )
         return out
 

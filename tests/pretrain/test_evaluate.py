@@ -72,7 +72,13 @@ def test_each_baseline_gets_its_figures(
     assert result["small"]["ease"] == {
         "recall@1": 1, "ndcg@1": 1, "mrr": 1, "se": 0, "low": 1, "high": 1, "n_users": 2
     }  # fmt: skip
-    assert result["about"]["small"] == {"n_cases": 2, "n_candidates": 5, "note": "!"}
+    about = result["about"]["small"]
+    assert about["times"] == {
+        "first_asked": None, "last_asked": None, "newest_event": {}, "look_ahead": []
+    }  # fmt: skip
+    assert about | {"times": None} == {
+        "n_cases": 2, "n_candidates": 5, "note": "!", "times": None
+    }  # fmt: skip
 
 
 def test_only_candidates_are_ranked(tmp_path: Path, train: Path, cases: Path) -> None:
@@ -142,7 +148,9 @@ def release(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         return event[history[:, 0]]
 
     config = SimpleNamespace(user_columns=())
-    fake = SimpleNamespace(fingerprint="abc", config=config, encode_histories=encode_histories)
+    fake = SimpleNamespace(
+        fingerprint="abc", newest_event=5, config=config, encode_histories=encode_histories
+    )
     monkeypatch.setattr(pretrain.release, "load_released", lambda path: fake)
     return fake
 

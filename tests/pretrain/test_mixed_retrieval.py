@@ -61,6 +61,7 @@ class FirstEvent:
     """A user is the first event, or the second one if after 5 s; an `age` below 0 turns them."""
 
     config = SimpleNamespace(user_columns=(UserColumn(name="age", kind="numeric"),))
+    newest_event = 8000
 
     def __init__(self, path: Path) -> None:
         self.fingerprint = path.name
@@ -125,6 +126,17 @@ def test_a_release_by_itself_has_the_figure_of_evaluate(
         )["catalogue"]["ours"]  # fmt: skip
         assert mixed[f"{name}_{name}"]["recall@1"] == alone["recall@1"]
     assert mixed["new_new"]["recall@1"] == (columns["user_id"] == [1])
+
+
+def test_a_release_that_has_seen_the_time_asked_about_is_refused(
+    tmp_path: Path, folders: dict[str, Path]
+) -> None:
+    columns = {"user_id": [1], "history": [[10]], "targets": [[20]]}
+    pq.write_table(
+        pa.table(columns | {"history_times": [[1]], "at_time": [8000]}), tmp_path / "cases.parquet"
+    )
+    with pytest.raises(ValueError, match="newest event in new of 8000 ms, old of 8000 ms"):
+        mixed_retrieval(tmp_path / "cases.parquet", tmp_path / "m.json", **folders)
 
 
 def test_vectors_of_another_release_are_an_error(tmp_path: Path, folders: dict[str, Path]) -> None:
