@@ -32,6 +32,7 @@ from torch import Tensor
 from data_prep.records import replace_file
 from pretrain.baselines import Floats
 from pretrain.blend_signals import Log, SignalConfig, Signals, born_years
+from pretrain.case_masks import mask_choices
 from pretrain.case_times import CaseTimes, TimestampUnit
 from pretrain.cases import (
     Cases,
@@ -337,7 +338,12 @@ def _sample(
     """Draw cases and candidates, and compute their signals."""
     columns = [*config.content, *(["aligned", "event"] if released else [])]
     catalogue, vector_NDs = read_catalogue(vectors, columns=list(dict.fromkeys(columns)), tables=[])
-    everything = read_cases(question.cases, catalogue=catalogue)
+    everything = mask_choices(
+        read_cases(question.cases, catalogue=catalogue),
+        cases=question.cases,
+        train=question.train,
+        catalogue=catalogue,
+    )
     drawn_B = draw_cases(everything.users_B, rng, num_cases=num_cases)
     asked = everything.take(drawn_B)
     opened = None if released is None else open_release(released, vectors=vectors)

@@ -24,6 +24,7 @@ from torch import Tensor
 from data_prep.records import replace_file
 from pretrain.baselines import EASE, Baseline, ContentKNN, ItemKNN, Popularity
 from pretrain.blend import load_blend, open_signals
+from pretrain.case_masks import mask_choices
 from pretrain.case_times import CaseTimes, TimestampUnit
 from pretrain.cases import (
     columns_of,
@@ -78,11 +79,12 @@ def evaluate(
 ) -> dict[str, Any]:
     """Rank every candidate for every case, with each system that the inputs allow.
 
-    The history (or what the cases name as `masked`) is never proposed, ties are broken against the
-    system, values are averaged within users and then over users. The catalogue is the items of
-    `vectors`; without vectors, those of `train` and `candidates`. Where the cases have `at_time`,
-    what is not older than the first of them is refused: `train` by its `timestamp`, the release and
-    the blend by the newest event that they have seen.
+    Never proposed is the history and what its user chose in `train`, targets apart; or, instead of
+    both, what the cases name as `masked`. Ties are broken against the system, values are averaged
+    within users and then over users. The catalogue is the items of `vectors`; without vectors,
+    those of `train` and `candidates`. Where the cases have `at_time`, what is not older than the
+    first of them is refused: `train` by its `timestamp`, the release and the blend by the newest
+    event that they have seen.
 
     Args:
         cases: Parquet with user_id, history and targets (lists of item ids); one row a question.
@@ -142,6 +144,8 @@ def evaluate(
         rows_C = rows_of(read(candidates, "item_id"), catalogue=catalogue, where=candidates)
     ranked_C = torch.from_numpy(rows_C) if candidates is not None else slice(None)
     asked = read_cases(cases, catalogue=catalogue)
+    if train is not None:
+        asked = mask_choices(asked, cases=cases, train=train, catalogue=catalogue)
     opened = None if released is None else open_release(released, vectors=vectors or [])
     newest = {} if opened is None else {"released": opened.newest_event}
     times = CaseTimes.of(

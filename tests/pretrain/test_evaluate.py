@@ -293,6 +293,22 @@ def test_what_a_case_masks_instead_of_its_history_is_not_proposed(
     assert found["popularity"]["mrr"] == 0.5
 
 
+@pytest.mark.parametrize("ids", [int, str])
+def test_what_the_user_chose_in_training_is_not_proposed_but_for_targets(
+    tmp_path: Path, ids: type
+) -> None:
+    users = [1, 1, 1, 2, 2, 3, 4, 4, 5]
+    items = [10, 30, 50, 30, 50, 30, 40, 20, 50]
+    train = write(tmp_path / "train.parquet", user_id=users, item_id=items)
+    # 1 has taken 30 and 50, more popular than the targets, and takes 50 again; 9 is not known.
+    columns = {"history": [[10], [10], [10]], "targets": [[40], [50], [40]]}
+    cases = write(tmp_path / "c.parquet", user_id=[ids(1), ids(1), ids(9)], **columns)
+    found = evaluate(cases, tmp_path / "m.json", train=train, baselines=["popularity"], k=1)
+    # Of 20 and 40, which tie, 40 comes second, and 50 is alone; for user 9, 30 and 50 come first.
+    by_user = [(1 / 2 + 1) / 2, 1 / 4]
+    assert found["catalogue"]["popularity"]["mrr"] == pytest.approx(sum(by_user) / 2)
+
+
 def test_times_without_a_moment_are_refused(tmp_path: Path, train: Path) -> None:
     cases = write(
         tmp_path / "c.parquet", user_id=[1], history=[[10]], targets=[[40]], history_times=[[5]]
