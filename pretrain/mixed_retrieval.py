@@ -22,8 +22,8 @@ from torch import Tensor
 from data_prep.records import replace_file
 from pretrain.case_times import CaseTimes
 from pretrain.cases import Cases, Floats, read_cases, read_catalogue
-from pretrain.evaluate import results_table
-from pretrain.metrics import mean_over_users, ndcg_at_k, rank_catalogue, recall_at_k
+from pretrain.metrics import rank_catalogue
+from pretrain.rank_figures import rank_figures, results_table
 from pretrain.scorers import open_release, released_users
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def mixed_retrieval(
 
     new, old = space(new_release, new_vectors), space(old_release, old_vectors)
     systems = {
-        name: _metrics(one, asked=asked, k=k, chunk=chunk)
+        name: _figures(one, asked=asked, k=k, chunk=chunk)
         for name, one in mixtures(new, old, seed=seed).items()
     }
     about = {
@@ -167,7 +167,7 @@ def _vectors(embeddings: Path) -> tuple[pa.Array, dict[str, Floats]]:
     return read_catalogue([embeddings / ITEMS_FILE], columns=["aligned", "event"], tables=[])
 
 
-def _metrics(space: Space, *, asked: Cases, k: int, chunk: int) -> dict[str, float]:
+def _figures(space: Space, *, asked: Cases, k: int, chunk: int) -> dict[str, float]:
     ranks_BT = rank_catalogue(
         space.user_BD,
         space.item_ND,
@@ -175,11 +175,4 @@ def _metrics(space: Space, *, asked: Cases, k: int, chunk: int) -> dict[str, flo
         masked_rows=asked.masked_BM,
         chunk=chunk,
     )
-    recall = mean_over_users(recall_at_k(ranks_BT, k=k), users_B=asked.users_B)
-    ndcg = mean_over_users(ndcg_at_k(ranks_BT, k=k), users_B=asked.users_B)
-    return {
-        f"recall@{k}": recall.mean,
-        f"ndcg@{k}": ndcg.mean,
-        "se": recall.se,
-        "n_users": recall.num_users,
-    }
+    return rank_figures(ranks_BT, users_B=asked.users_B, k=k)

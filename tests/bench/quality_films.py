@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
@@ -40,7 +39,8 @@ from pretrain.blend_signals import SignalConfig, standardised
 from pretrain.cases import Cases, read_cases, read_catalogue, read_choices
 from pretrain.intervals import bootstrap_interval
 from pretrain.metrics import rank_scored, recall_at_k, user_means
-from pretrain.sasrec import SASRec, SASRecConfig
+from pretrain.named_baselines import sasrec_scorer
+from pretrain.sasrec import SASRecConfig
 from pretrain.scorers import Scorer, baseline_scorer, open_release, released_scorer
 from pretrain.word_vectors import word_vectors, words_of
 
@@ -265,7 +265,9 @@ def one_seed(
             log.info("%s: %s", where.run_dir.name, name)
             found[name] = answers(baseline_scorer(model.fit(train), asked))
         log.info("%s: sasrec", where.run_dir.name)
-        found["sasrec"] = answers(sasrec(where.train, asked, catalogue=catalogue))
+        found["sasrec"] = answers(
+            sasrec_scorer(asked, where.train, catalogue=catalogue, config=SASREC)
+        )
     return found
 
 
@@ -282,17 +284,6 @@ def baselines(vector_NDs: dict[str, Any]) -> dict[str, Baseline]:
         "content_knn_text_image": ContentKNN(pair),
         "content_knn_text_words": ContentKNN(words),
     }
-
-
-def sasrec(train: Path, asked: Cases, *, catalogue: pa.Array) -> Scorer:
-    """SASRec on ids, on what every user liked before the block, in order of time."""
-    table = pq.read_table(train).sort_by([("user_id", "ascending"), ("timestamp", "ascending")])
-    rows = pc.index_in(table["item_id"].combine_chunks().cast(catalogue.type), value_set=catalogue)
-    users = table["user_id"].to_numpy()
-    starts = np.flatnonzero(np.r_[True, users[1:] != users[:-1]])
-    sequences = np.split(rows.to_numpy().astype(np.int64), starts[1:])
-    model = SASRec(len(catalogue), SASREC).fit(sequences)
-    return lambda cases: model.scores(asked.history_BL[cases])
 
 
 def recall_of_users(scores_of: Scorer, asked: Cases, *, cold_N: Tensor) -> dict[str, Tensor]:
