@@ -27,6 +27,7 @@ from pretrain.rank_figures import rank_figures, results_table
 from pretrain.sasrec import SASRecConfig
 from pretrain.scorers import Scorer, baseline_scorer, open_release, released_scorer
 from pretrain.slices import catalogue_slices, ranks_within
+from pretrain.system_names import BLENDED, OURS
 
 log = logging.getLogger(__name__)
 
@@ -182,7 +183,7 @@ def evaluate(
             vector_NDs=vector_NDs,
             users=None if users is None else (users, cases),
         )
-        ranked("ours", release)
+        ranked(OURS, release)
     if learnt is not None and train is not None:
         signals = open_signals(
             asked,
@@ -194,7 +195,7 @@ def evaluate(
             release=release,
         )
         boost_N = new_item_boost * signals.new_N
-        ranked("ours_blended", lambda rows: learnt.scores(signals, rows) + boost_N)
+        ranked(BLENDED, lambda rows: learnt.scores(signals, rows) + boost_N)
     about = {
         "n_cases": len(asked.users_B),
         "n_candidates": len(rows_C),

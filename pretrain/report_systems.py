@@ -8,17 +8,28 @@ from statistics import fmean, stdev
 
 from data_prep.figures import GREY, RUST, house_style, new_figure, svg
 from data_prep.html_page import Html, figure, join, section, table
-from pretrain.system_figures import OURS, Protocol, System
+from pretrain.system_figures import Protocol, System
+from pretrain.system_names import BLENDED, OURS, Kind
 
+_COLOURS: dict[Kind, str] = {"ours": RUST, "other": GREY}
 _SHOWN = {"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR"}
 
 
 def verdict(protocol: Protocol) -> str | None:
-    """Ours against the best of the others, in one sentence; None where either is missing."""
-    ours = [system for system in protocol.systems if system.is_ours]
-    others = [system for system in protocol.systems if not system.is_ours]
-    if not ours or not others:
-        return None
+    """The release and its blend against the best of the others, in a sentence each.
+
+    None where there is nothing of ours or no other.
+    """
+    others = [system for system in protocol.systems if system.kind == "other"]
+    said = [
+        _verdict(protocol, ours, others)
+        for name in (OURS, BLENDED)
+        if others and (ours := [system for system in protocol.systems if system.name == name])
+    ]
+    return " ".join(said) or None
+
+
+def _verdict(protocol: Protocol, ours: Sequence[System], others: Sequence[System]) -> str:
     best = max(others, key=lambda system: system.recall)
     mean = fmean(system.recall for system in ours)
     runs = f" (mean of {len(ours)} files)" if len(ours) > 1 else ""
@@ -28,8 +39,8 @@ def verdict(protocol: Protocol) -> str | None:
         else "where no other system finds anything; the first of them is"
     )
     sentence = (
-        f"{protocol.name}: ours finds {shown_name(protocol.metric)} {mean:.4f}{runs}, {against} "
-        f"({best.label}: {best.recall:.4f})"
+        f"{protocol.name}: {ours[0].name} finds {shown_name(protocol.metric)} {mean:.4f}{runs}, "
+        f"{against} ({best.label}: {best.recall:.4f})"
     )
     bounds = [one for system in (*ours, best) for one in (system.low, system.high)]
     if None not in bounds and best.high is not None and best.low is not None:
@@ -93,10 +104,13 @@ def _table(systems: Sequence[System]) -> Html:
         cells = [_value(system.metrics.get(name), best[name]) for name in names]
         users = "-" if system.num_users is None else f"{system.num_users:,}"
         rows.append([_name(system), *cells, _interval(system), users])
-    ours = [system for system in systems if system.is_ours]
-    if len(ours) > 1:
-        spread = [_mean(ours, name) for name in names]
-        rows.append([f"{OURS}: mean ± standard deviation of {len(ours)} files", *spread, "", ""])
+    for own in (OURS, BLENDED):
+        files = [system for system in systems if system.name == own]
+        if len(files) > 1:
+            spread = [_mean(files, name) for name in names]
+            rows.append(
+                [f"{own}: mean ± standard deviation of {len(files)} files", *spread, "", ""]
+            )
     heading = [shown_name(name) for name in names]
     return table(["system", *heading, f"95 % of {heading[0]}", "users"], rows)
 
@@ -123,7 +137,7 @@ def _slices(protocol: Protocol) -> Html:
 
 
 def _name(system: System) -> Html:
-    dot = f'<span class="dot" style="background:{RUST if system.is_ours else GREY}"></span>'
+    dot = f'<span class="dot" style="background:{_COLOURS[system.kind]}"></span>'
     return join([Html(dot), system.label])
 
 
@@ -149,7 +163,7 @@ def _figure(protocol: Protocol) -> str:
     with house_style():
         drawing, (axes,) = new_figure(9, 0.8 + 0.27 * len(systems))
         for place, system in enumerate(systems):
-            colour = RUST if system.is_ours else GREY
+            colour = _COLOURS[system.kind]
             error = None
             if system.low is not None and system.high is not None:
                 value = system.recall

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-OURS = "ours"
+from pretrain.system_names import Kind, kind_of
+
 _BESIDE = ("se", "low", "high", "n_users")
 """Keys of a system that are no metrics: they say how sure its recall is."""
 
@@ -41,9 +42,9 @@ class System:
         return f"{self.name} ({self.source})" if self.source else self.name
 
     @property
-    def is_ours(self) -> bool:
-        """The release, not a baseline."""
-        return self.name == OURS
+    def kind(self) -> Kind:
+        """Ours or a competitor."""
+        return kind_of(self.name)
 
 
 @dataclass(frozen=True)

@@ -182,6 +182,22 @@ def test_the_verdict_names_the_best_baseline_and_says_whether_intervals_meet(
     assert "intervals overlap" in close
 
 
+def test_the_verdict_speaks_of_the_release_and_its_blend_and_lets_neither_beat_the_other(
+    tmp_path: Path,
+) -> None:
+    both = sentence(
+        tmp_path / "m.json", ours=system(0.2), ours_blended=system(0.3), ease=system(0.15)
+    )
+    assert "next: ours finds Recall@20 0.2000, 1.33 times the best other system here (ease" in both
+    assert "next: ours_blended finds Recall@20 0.3000, 2.00 times the best other" in both
+    only = sentence(tmp_path / "m.json", ours_blended=system(0.3), ease=system(0.15))
+    assert only.startswith("next: ours_blended finds")
+    (protocol,) = read_protocols(
+        [metrics_file(tmp_path / "m.json", ours=system(0.2), ours_blended=system(0.3))]
+    )
+    assert verdict(protocol) is None  # nothing to compare with
+
+
 def test_the_verdict_hides_neither_a_loss_nor_another_metric(tmp_path: Path) -> None:
     behind = sentence(tmp_path / "m.json", ours=system(0.1), ease=system(0.2))
     assert "0.50 times the best other" in behind
