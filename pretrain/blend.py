@@ -43,6 +43,7 @@ from pretrain.cases import (
     read_choices,
     rows_of,
 )
+from pretrain.knock_out import refuse_knock_out, without_of_vectors
 from pretrain.metrics import PADDING
 from pretrain.scorers import Scorer, open_release, released_scorer
 
@@ -146,6 +147,8 @@ def blend(
             signals need.
     """
     signals = signals or SignalConfig()
+    for path in vectors:
+        refuse_knock_out(path, without_of_vectors([path]))
     if not questions:
         raise ValueError("questions: found none, expected at least one")
     rng = np.random.default_rng(seed)

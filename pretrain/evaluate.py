@@ -21,13 +21,14 @@ from pretrain.blend import load_blend, open_signals
 from pretrain.case_masks import mask_choices
 from pretrain.case_times import CaseTimes, TimestampUnit
 from pretrain.cases import read, read_cases, read_catalogue, read_choices, rows_of
+from pretrain.knock_out import knocked_out_vectors, open_knock_outs, without_of_vectors
 from pretrain.metrics import rank_scored
 from pretrain.named_baselines import BaselineName, chosen_baselines, named_scorer
 from pretrain.rank_figures import rank_figures, results_table
 from pretrain.sasrec import SASRecConfig
 from pretrain.scorers import Scorer, baseline_scorer, open_release, released_scorer
 from pretrain.slices import catalogue_slices, ranks_within
-from pretrain.system_names import BLENDED, OURS
+from pretrain.system_names import BLENDED, OURS, knocked_out
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ def evaluate(
     items: Path | None = None,
     blend: Path | None = None,
     new_item_boost: float = 0.0,
+    knock_outs: list[Path] | None = None,
     timestamp_unit: TimestampUnit = "auto",
     allow_look_ahead: bool = False,
 ) -> dict[str, Any]:
@@ -94,6 +96,9 @@ def evaluate(
         blend: what python -m pretrain blend wrote; `ours_blended` then ranks with it and `train`.
         new_item_boost: added to the blended score of items that nobody chose in `train`: more of
             them are found, at the price of others. To be chosen on validation.
+        knock_outs: folders of python -m pretrain embed --without by the same release, on the same
+            items as `vectors`: each is ranked too, as `ours_without_<modality>`. Where `vectors`
+            themselves are such, all that uses them is named so.
         timestamp_unit: of the `timestamp` of `train` where the cases have `at_time`: s, ms or us
             for numbers; auto: timestamps or dates.
         allow_look_ahead: rank all the same with what has seen the time of the cases; `out` records
@@ -120,11 +125,16 @@ def evaluate(
     rows_C = np.arange(len(catalogue), dtype=np.int64)
     if candidates is not None:
         rows_C = rows_of(read(candidates, "item_id"), catalogue=catalogue, where=candidates)
+    if knock_outs and released is None:
+        raise ValueError("knock_outs: found no released, expected the release that made them")
+    without = without_of_vectors(vectors or [])
+    missing = open_knock_outs(knock_outs or [], catalogue=catalogue)
     ranked_C = torch.from_numpy(rows_C) if candidates is not None else slice(None)
     asked = read_cases(cases, catalogue=catalogue)
     if train is not None:
         asked = mask_choices(asked, cases=cases, train=train, catalogue=catalogue)
-    opened = None if released is None else open_release(released, vectors=vectors or [])
+    made = [*(vectors or []), *missing.values()]
+    opened = None if released is None else open_release(released, vectors=made)
     newest = {} if opened is None else {"released": opened.newest_event}
     times = CaseTimes.of(
         asked,
@@ -172,18 +182,17 @@ def evaluate(
             )
             ranked(baseline, scores_of)
     for column in columns:
-        name = f"content_knn_{column}"
         knn = ContentKNN(vector_NDs[column])
-        ranked(name, baseline_scorer(knn, asked))
+        lacking = without if column in ("aligned", "event") else []
+        ranked(knocked_out(f"content_knn_{column}", lacking), baseline_scorer(knn, asked))
     release: Scorer | None = None
     if opened is not None:
-        release = released_scorer(
-            opened,
-            asked,
-            vector_NDs=vector_NDs,
-            users=None if users is None else (users, cases),
-        )
-        ranked(OURS, release)
+        about_users = None if users is None else (users, cases)
+        release = released_scorer(opened, asked, vector_NDs=vector_NDs, users=about_users)
+        ranked(knocked_out(OURS, without), release)
+        for name, path in missing.items():
+            found_NDs = knocked_out_vectors(path)
+            ranked(name, released_scorer(opened, asked, vector_NDs=found_NDs, users=about_users))
     if learnt is not None and train is not None:
         signals = open_signals(
             asked,
@@ -195,7 +204,8 @@ def evaluate(
             release=release,
         )
         boost_N = new_item_boost * signals.new_N
-        ranked(BLENDED, lambda rows: learnt.scores(signals, rows) + boost_N)
+        blended = knocked_out(BLENDED, without)
+        ranked(blended, lambda rows: learnt.scores(signals, rows) + boost_N)
     about = {
         "n_cases": len(asked.users_B),
         "n_candidates": len(rows_C),

@@ -22,6 +22,7 @@ from torch import Tensor
 from data_prep.records import replace_file
 from pretrain.case_times import CaseTimes
 from pretrain.cases import Cases, Floats, read_cases, read_catalogue
+from pretrain.knock_out import refuse_knock_out, without_of
 from pretrain.metrics import rank_catalogue
 from pretrain.rank_figures import rank_figures, results_table
 from pretrain.scorers import open_release, released_users
@@ -109,8 +110,8 @@ def mixed_retrieval(
             `out` records it.
 
     Raises:
-        ValueError: embeddings of other releases or of two catalogues, spaces of two widths, a
-            release that has seen the time of the cases.
+        ValueError: embeddings of other releases or of two catalogues, a knock-out, spaces of two
+            widths, a release that has seen the time of the cases.
     """
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     new_ids, new_vectors = _vectors(new_embeddings)
@@ -164,6 +165,12 @@ def mixed_retrieval(
 
 
 def _vectors(embeddings: Path) -> tuple[pa.Array, dict[str, Floats]]:
+    if not (embeddings / "embeddings.json").is_file():
+        raise FileNotFoundError(
+            f"{embeddings}: found no embeddings.json, expected an embeddings folder; write one "
+            "with python -m pretrain embed"
+        )
+    refuse_knock_out(embeddings, without_of(embeddings))
     return read_catalogue([embeddings / ITEMS_FILE], columns=["aligned", "event"], tables=[])
 
 

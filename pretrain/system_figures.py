@@ -43,7 +43,7 @@ class System:
 
     @property
     def kind(self) -> Kind:
-        """Ours or a competitor."""
+        """Ours, a knock-out of it, or a competitor."""
         return kind_of(self.name)
 
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,9 @@ import pytest
 import torch
 
 import pretrain.release
+from pretrain.blend import Question, blend
 from pretrain.evaluate import evaluate
+from pretrain.mixed_retrieval import mixed_retrieval
 
 ITEMS = [10, 20, 30, 40, 50]
 
@@ -185,6 +188,61 @@ def test_vectors_of_another_release_are_an_error(
     (embedded.parent / "embeddings.json").write_text(json.dumps({"release_fingerprint": "xyz"}))
     with pytest.raises(ValueError, match="found vectors of the release xyz, expected those of"):
         evaluate(cases, tmp_path / "m.json", vectors=[embedded], released=tmp_path)
+
+
+@pytest.fixture
+def blind(tmp_path: Path) -> Path:
+    """`embed --without image`: as events, 10 points nowhere any more."""
+    folder = tmp_path / "blind"
+    folder.mkdir()
+    eye = np.eye(5).tolist()
+    events = vectors([[0, 0, 0, 0, 0], eye[0], eye[3], eye[2], eye[4]])
+    write(folder / "items.parquet", item_id=ITEMS, aligned=vectors(eye), event=events)
+    about = {"release_fingerprint": "abc", "without": ["image"]}
+    (folder / "embeddings.json").write_text(json.dumps(about))
+    return folder
+
+
+def test_knock_outs_are_ranked_beside_the_release_under_their_own_names(
+    tmp_path: Path, cases: Path, embedded: Path, blind: Path, release: SimpleNamespace
+) -> None:
+    inputs: dict[str, Any] = {"released": tmp_path, "content": [], "k": 1}
+    out = tmp_path / "m.json"
+    found = evaluate(cases, out, vectors=[embedded], knock_outs=[blind], **inputs)["catalogue"]
+    recall = {name: values["recall@1"] for name, values in found.items()}
+    assert recall == {"ours": 1, "ours_without_image": 0.5}
+    alone = evaluate(cases, out, vectors=[blind / "items.parquet"], **inputs)["catalogue"]
+    assert alone == {"ours_without_image": found["ours_without_image"]}
+
+
+def test_knock_outs_that_are_none_or_of_something_else_are_an_error(
+    tmp_path: Path, cases: Path, embedded: Path, blind: Path, release: SimpleNamespace
+) -> None:
+    inputs: dict[str, Any] = {"vectors": [embedded], "released": tmp_path}
+    out = tmp_path / "m.json"
+    with pytest.raises(ValueError, match="embeddings without nothing, expected folders of"):
+        evaluate(cases, out, knock_outs=[embedded.parent], **inputs)
+    with pytest.raises(ValueError, match=r"blind without \['image'\], expected .* something else"):
+        evaluate(cases, out, knock_outs=[blind, blind], **inputs)
+    with pytest.raises(ValueError, match="found no released"):
+        evaluate(cases, out, vectors=[embedded], knock_outs=[blind])
+    table = pq.read_table(blind / "items.parquet")
+    pq.write_table(table.slice(1), blind / "items.parquet")
+    with pytest.raises(ValueError, match="found other items in"):
+        evaluate(cases, out, knock_outs=[blind], **inputs)
+    pq.write_table(table, blind / "items.parquet")
+    about = {"release_fingerprint": "xyz", "without": ["image"]}
+    (blind / "embeddings.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="found vectors of the release xyz"):
+        evaluate(cases, out, knock_outs=[blind], **inputs)
+
+
+def test_nothing_is_learnt_or_compared_on_a_knock_out(tmp_path: Path, blind: Path) -> None:
+    question, out = Question(cases=tmp_path / "c", train=tmp_path / "t"), tmp_path / "o.json"
+    with pytest.raises(ValueError, match="found a knock-out"):
+        blend([question], out, vectors=[blind / "items.parquet"])
+    with pytest.raises(ValueError, match="found a knock-out"):
+        mixed_retrieval(tmp_path / "c", out, tmp_path, blind, tmp_path, blind)
 
 
 def test_a_release_without_its_vectors_is_an_error(

@@ -226,6 +226,37 @@ def test_several_seeds_are_told_apart_and_a_shared_baseline_is_one(tmp_path: Pat
     assert "0.3200 ± 0.0200" in Reader(out.read_text()).text
 
 
+def test_knock_outs_are_neither_seeds_nor_competitors(tmp_path: Path) -> None:
+    files = [
+        metrics_file(
+            tmp_path / f"seed-{n}" / "m.json", ours=system(recall), ease=system(0.2),
+            ours_without_image=system(recall / 2), ours_without_text=system(2 * recall),
+        )
+        for n, recall in enumerate((0.2, 0.3))
+    ]  # fmt: skip
+    out = tmp_path / "r.html"
+    (said,) = report(metrics=files, out=out)
+    assert "0.2500 (mean of 2 files), 1.25 times the best other system here (ease" in said
+    page = out.read_text()
+    before, knock_outs = page.split("<h3>Knock-outs</h3>")
+    assert "ours_without" not in before
+    text = Reader(knock_outs.split("</table>")[0]).text
+    rows = ("ours0.2500 ± ", "100%", "ours_without_image0.1250 ± ", "50%",
+            "ours_without_text0.5000 ± ", "200%")  # fmt: skip
+    places = [text.index(shown) for shown in rows]
+    assert places == sorted(places)
+    only = metrics_file(tmp_path / "only.json", ours_without_image=system(0.2))
+    report(metrics=[only], out=out)
+    assert "ours_without_image" in out.read_text()
+
+
+def test_a_map_of_a_knock_out_says_so(embeddings_dir: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(embeddings_dir, tmp_path / "blind")
+    (folder / "embeddings.json").write_text(json.dumps({"without": ["image"]}))
+    (said,) = report(embeddings_dir=folder, out=tmp_path / "r.html")
+    assert "The aligned vectors without image of 240 items" in said
+
+
 def test_a_bootstrap_interval_comes_before_the_standard_error(tmp_path: Path) -> None:
     path = metrics_file(tmp_path / "m.json", ours=system(0.3, low=0.29, high=0.33, mrr=0.1))
     (ours,) = read_protocols([path])[0].systems
