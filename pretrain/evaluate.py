@@ -17,7 +17,8 @@ from rich.console import Console
 
 from data_prep.records import replace_file
 from pretrain.baselines import ContentKNN
-from pretrain.blend import load_blend, open_signals
+from pretrain.blend import load_blend
+from pretrain.blend_signals import open_signals
 from pretrain.case_masks import mask_choices
 from pretrain.case_times import CaseTimes, TimestampUnit
 from pretrain.cases import read, read_cases, read_catalogue, read_choices, rows_of

@@ -34,8 +34,9 @@ from fashion import check_same_settings, module
 from quality_content import raw_modalities, vector_column, write_vectors
 
 from pretrain.baselines import EASE, Baseline, ContentKNN, ItemKNN, Popularity
-from pretrain.blend import Question, blend, load_blend, open_signals
-from pretrain.blend_signals import SignalConfig, standardised
+from pretrain.blend import blend, load_blend
+from pretrain.blend_samples import Question
+from pretrain.blend_signals import SignalConfig, open_signals, standardised
 from pretrain.cases import Cases, read_cases, read_catalogue, read_choices
 from pretrain.intervals import bootstrap_interval
 from pretrain.metrics import rank_scored, recall_at_k, user_means

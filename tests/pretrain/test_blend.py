@@ -10,7 +10,8 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from pretrain.blend import Question, blend, draw_cases, fit_weights, load_blend
+from pretrain.blend import blend, fit_weights, load_blend
+from pretrain.blend_samples import Question, draw_cases
 from pretrain.blend_signals import (
     Log,
     SignalConfig,

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import pretrain.release
-from pretrain.blend import Question, blend
+from pretrain.blend import blend
+from pretrain.blend_samples import Question
 from pretrain.blend_signals import SignalConfig
 from pretrain.case_times import TimestampUnit, newest_choice
 from pretrain.evaluate import evaluate

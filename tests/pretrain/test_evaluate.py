@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import pretrain.release
-from pretrain.blend import Question, blend
+from pretrain.blend import blend
+from pretrain.blend_samples import Question
 from pretrain.evaluate import evaluate
 from pretrain.mixed_retrieval import mixed_retrieval
 
