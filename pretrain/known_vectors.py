@@ -20,6 +20,7 @@ from data_prep.dataset import Dataset
 from pretrain.batch import Batch
 from pretrain.collectives import world_size
 from pretrain.id_map import rows_of_ids
+from pretrain.knock_out import refuse_knock_out
 from pretrain.negatives import DistinctItems
 
 
@@ -54,7 +55,7 @@ class KnownVectors:
         """Read `aligned` vectors of those items of the dataset that the folder has, by item id.
 
         Raises:
-            ValueError: no such folder, or none of its items is in the dataset.
+            ValueError: no such folder, a knock-out, or none of its items is in the dataset.
         """
         about_file = embeddings_dir / "embeddings.json"
         if not about_file.is_file():
@@ -63,6 +64,7 @@ class KnownVectors:
                 "python -m pretrain embed"
             )
         about = json.loads(about_file.read_text())
+        refuse_knock_out(embeddings_dir, about.get("without", []))
         table = pq.read_table(embeddings_dir / "items.parquet", columns=["item_id", "aligned"])
         place_N = rows_of_ids(
             dataset.items["item_id"].combine_chunks(), known=table["item_id"].combine_chunks()

@@ -141,6 +141,16 @@ def test_vectors_of_other_items_are_refused(
     assert "that are not the" in fails(capsys, [*words, "--embeddings_dir", str(folder)])
 
 
+def test_a_knock_out_is_refused(
+    words: list[str], embeddings_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(embeddings_dir, tmp_path / "blind")
+    about = json.loads((folder / "embeddings.json").read_text())
+    (folder / "embeddings.json").write_text(json.dumps(about | {"without": ["image"]}))
+    found = fails(capsys, [*words, "--embeddings_dir", str(folder)])
+    assert "found a knock-out, vectors without ['image']" in found
+
+
 def test_vectors_of_another_release_are_refused(
     words: list[str], fake_release: FakeRelease, capsys: pytest.CaptureFixture[str]
 ) -> None:
