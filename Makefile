@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 NPROC ?= 2
 TORCHRUN := $(PY) -m torch.distributed.run --standalone --nproc_per_node $(NPROC)
 
-.PHONY: setup demo test check films fashion bench test-slow test-slurm clean
+.PHONY: setup demo test check films fashion bench quality test-slow test-slurm clean
 
 setup: .venv/installed
 
@@ -72,6 +72,11 @@ test-slurm: setup  ## a real two-node Slurm on this machine; installs Debian's p
 BENCHMARKS ?= shard_items load_items triples_bytes relational_10m scaling shard_kills loss_memory
 bench: .venv/towers  ## ours and the peers in turns; BENCHMARKS=shard_items for one, BENCH=--quick for a trial
 	@for name in $(BENCHMARKS); do $(PY) tests/bench/$$name.py $(BENCH) || exit 1; done
+
+# An hour or two on two cores each; stopped and started again, a figure goes on where it was.
+QUALITY ?= dedup_step user_tower quality_fashion quality_films ablation
+quality: .venv/towers  ## pre-training on real sets from TRIPTYCH_DATA against baselines; QUALITY=… for one
+	@for name in $(QUALITY); do $(PY) tests/bench/$$name.py || exit 1; done
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
