@@ -254,7 +254,10 @@ def _said(tables: Iterable["pa.Table"]) -> Iterator["pa.Table"]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]
+    """What it says first, behind the file that DuckDB names further down."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    files = [line.removeprefix("file = ") for line in lines if line.startswith("file = ")]
+    return ": ".join([*files[:1], lines[0] if lines else type(error).__name__])
 
 
 def _check_same_ids(shown: "ir.Table", rows: "ir.Table") -> None:

@@ -107,6 +107,49 @@ def test_a_word_among_the_numbers_of_a_csv_is_set_aside(
     assert dataset.manifest.quarantine == {"interactions/not_a_time": 1, "interactions/null_id": 1}
 
 
+def csv_log(small: "SmallWorld", folder: Path, *, second: list[str]) -> InteractionColumns:
+    """The log in two files, of which the second has its columns in another order, or others."""
+    folder.mkdir()
+    table = pa.table(small.interactions)
+    write_csv(table.slice(0, 20), folder / "a.csv", sep=",")
+    rest = table.slice(20).append_column("device", [["7"] * 20])
+    write_csv(rest.select(second), folder / "b.csv", sep=",")
+    return InteractionColumns(path=str(folder), time_unit="s")
+
+
+@pytest.mark.parametrize(
+    "second",
+    [["item_id", "user_id", "timestamp"], ["user_id", "device", "item_id", "timestamp"]],
+)
+def test_columns_of_csv_files_go_by_name(
+    small: "SmallWorld", tmp_path: Path, second: list[str]
+) -> None:
+    # Ids that both columns may hold, so that a swap would find known items.
+    small.interactions["user_id"] = [user // 10 + 99 for user in small.interactions["user_id"]]
+    expected = open_dataset(small.shard())
+    columns = csv_log(small, tmp_path / "log", second=second)
+    found = open_dataset(small.shard(interactions=columns, dataset_dir=str(tmp_path / "two")))
+    assert found.users["user_id"].to_pylist() == expected.users["user_id"].to_pylist()
+    assert found.events().item_rows.tolist() == expected.events().item_rows.tolist()
+    assert found.events().times.tolist() == expected.events().times.tolist()
+
+
+def test_a_csv_file_without_a_column_of_the_first_is_named(
+    small: "SmallWorld", tmp_path: Path
+) -> None:
+    columns = csv_log(small, tmp_path / "log", second=["user_id", "timestamp"])
+    with pytest.raises(ValueError, match=r"b\.csv: found no column 'item_id' \(columns: user_id, "):
+        small.shard(interactions=columns)
+
+
+def test_a_csv_file_with_a_row_too_long_is_named(small: "SmallWorld", tmp_path: Path) -> None:
+    columns = csv_log(small, tmp_path / "log", second=["user_id", "item_id", "timestamp"])
+    rows = (tmp_path / "log/b.csv").read_text() + "10,100,1735689600\n" * 30_000
+    (tmp_path / "log/b.csv").write_text(rows + "10,100,1735689600,7\n")
+    with pytest.raises(ValueError, match=r"could not finish \(\S*b\.csv: .*on Line: 30022"):
+        small.shard(interactions=columns)
+
+
 def test_the_zone_of_a_time_of_text_counts(small: "SmallWorld") -> None:
     stamps = pa.array(small.interactions["timestamp"], pa.timestamp("s"))
     columns = dataclasses.replace(small.config().interactions, time_unit="auto")

@@ -146,7 +146,9 @@ def test_spark_reads_text_files_and_partitions_as_duckdb(
     write_csv(pa.table(items), tmp_path / "items.tsv", sep="\t")
     users = pa.table({"user_id": [10, 20], "tags": [["a", "b"], []], "age": [3, None]})
     write_jsonl_gz(users, tmp_path / "users.jsonl.gz")
-    write_csv(table.append_column("label", [[1, 0] * 20]), tmp_path / "shown.csv", sep=";")
+    shown, order = table.append_column("label", [[1, 0] * 20]), ["label", *table.column_names]
+    write_csv(shown.slice(0, 20), tmp_path / "shown0.csv", sep=";")
+    write_csv(shown.slice(20).select(order), tmp_path / "shown1.csv", sep=";")
     config = small.config(
         interactions=InteractionColumns(path=str(tmp_path / "log"), time_unit="s"),
         items=ItemColumns(
@@ -155,7 +157,7 @@ def test_spark_reads_text_files_and_partitions_as_duckdb(
         users=UserColumns(
             path=str(tmp_path / "users.jsonl.gz"), features={"tags": "multi", "age": "numeric"}
         ),
-        impressions=ImpressionColumns(path=str(tmp_path / "shown.csv"), time_unit="s"),
+        impressions=ImpressionColumns(path=str(tmp_path / "shown*.csv"), time_unit="s"),
     )
     manifest, _ = both(config, tmp_path / "out")
     assert manifest.counts["events"] == 40
