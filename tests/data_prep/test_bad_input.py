@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.columns import ImpressionColumns, UserColumns
+from data_prep.columns import ImpressionColumns, ItemColumns, UserColumns
 from data_prep.dataset import open_dataset
 from data_prep.settings import SplitConfig
 
@@ -201,6 +201,20 @@ def test_a_feature_of_another_type_is_an_error(small: "SmallWorld") -> None:
     items = dataclasses.replace(small.config().items, features={"title": "numeric"})
     with pytest.raises(ValueError, match=r"'title' holds string, expected something numeric"):
         small.shard(items=items)
+
+
+@pytest.mark.parametrize("name", ["image", "frames", "sound", "text"])
+def test_a_vector_named_as_a_modality_is_refused(name: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"items.vectors: found the name '{name}', which is a mod"
+    ):
+        ItemColumns(path="items.parquet", vectors={name: "emb"})
+
+
+def test_a_feature_named_as_a_vectors_own_column_is_refused() -> None:
+    features = {"hash_emb": "numeric", "has_emb": "numeric"}
+    with pytest.raises(ValueError, match=r"items.features: found \['has_emb', 'hash_emb'\]"):
+        ItemColumns(path="items.parquet", vectors={"emb": "emb"}, features=features)
 
 
 def test_unknown_users_have_null_features(small: "SmallWorld", tmp_path: Path) -> None:
