@@ -26,6 +26,11 @@ from data_prep.tars import MemberIndex, TarWriter
 from data_prep.tokens import Tokens
 from data_prep.work import TablesReport, WorkFiles
 
+GROUP_BYTES = 64 << 20
+"""A larger row group of raw content, as of photographs in cells, is read row by row: in memory it
+would take this much three times."""
+READ_BYTES = 1 << 20
+
 
 @dataclasses.dataclass(frozen=True)
 class ItemShard:
@@ -139,16 +144,18 @@ def write_index(path: Path, index: MemberIndex) -> dict[str, Any]:
 
 
 def _raw_rows(work: WorkFiles, shard: ItemShard) -> Iterator[dict[str, Any]]:
-    """The shard's rows of the raw content, a row group in memory at a time."""
+    """The shard's rows of the raw content; a row group is in memory, of a large one a row."""
     import pyarrow.parquet as pq
 
     last_row = shard.first_row + shard.num_rows
-    with pq.ParquetFile(work.content) as file:
+    with pq.ParquetFile(work.content, buffer_size=READ_BYTES, pre_buffer=False) as file:
         size = file.metadata.row_group(0).num_rows
         for group in range(shard.first_row // size, -(-last_row // size)):
-            for row in file.read_row_group(group).to_pylist():
-                if shard.first_row <= row["item_row"] < last_row:
-                    yield row
+            is_large = file.metadata.row_group(group).total_byte_size > GROUP_BYTES
+            for batch in file.iter_batches(1 if is_large else size, row_groups=[group]):
+                for row in batch.to_pylist():
+                    if shard.first_row <= row["item_row"] < last_row:
+                        yield row
 
 
 def _write_presence(path: Path, facts: dict[str, list[Any]]) -> None:

@@ -33,8 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MEDIA_ROWS, TEXT_ROWS = 256, 4096
-"""Rows of a row group of the raw content, which a writer of tars holds in memory: with pictures,
-sound or vectors, and with texts alone."""
+"""Rows of a row group of the raw content: with pictures, sound or vectors, and with texts alone."""
 SECONDS_A_LINE = 30.0
 """How often a long stream says how far it is."""
 
@@ -192,7 +191,7 @@ class _Relational:
         content = catalogue.content.order_by("item_row")
         schema = content.schema().to_pyarrow()
         tables = self.engine.stream(content, rows=_content_rows(schema.names), schema=schema)
-        self._write(tables, self.work.content, schema=schema, compression="none")
+        self._write(tables, self.work.content, schema=schema, is_raw=True)
 
     def _write(
         self,
@@ -200,9 +199,9 @@ class _Relational:
         path: Path,
         *,
         schema: "pa.Schema",
-        compression: str = "zstd",
+        is_raw: bool = False,
     ) -> int:
-        written = write_parquet(tables, path, schema=schema, compression=compression)
+        written = write_parquet(tables, path, schema=schema, is_raw=is_raw)
         logger.info("tables: wrote %s (%s rows)", path.name, f"{written:,}")
         return written
 
