@@ -22,6 +22,7 @@ from data_prep.log_filters import check_splits, given_cutoffs, keep_core, quanti
 from data_prep.manifest import Cutoffs, Features
 from data_prep.parquet_files import ROW_GROUP_ROWS, write_parquet
 from data_prep.raw_files import RawFiles
+from data_prep.records import QUARANTINE_DIR
 from data_prep.settings import ShardConfig, expand_path
 from data_prep.sorted_log import ONLY_SHOWN, SortedLog, sort_keys, write_sorted_log
 from data_prep.work import TablesReport, WorkFiles, source_fingerprint
@@ -79,7 +80,12 @@ class _Relational:
     def run(self) -> TablesReport:
         """Write every table and say what is in them."""
         with _step("items: numbered"):
-            catalogue = read_catalogue(self.engine, self.config.items, ledger=self.ledger)
+            catalogue = read_catalogue(
+                self.engine,
+                self.config.items,
+                ledger=self.ledger,
+                samples=self.work.dataset_dir / QUARANTINE_DIR / "items.parquet",
+            )
         interactions = self._open("interactions", catalogue)
         impressions = self._open("impressions", catalogue) if self.config.impressions else None
         with _step("interactions: cleaned, joined and sorted"):

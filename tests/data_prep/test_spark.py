@@ -76,6 +76,8 @@ def test_spark_filters_and_quarantines_as_duckdb(small: "SmallWorld", tmp_path: 
     stamps = pa.array(log["timestamp"], pa.timestamp("s"))
     log["timestamp"] = [f"{t.as_py().isoformat()}.250+02:00" for t in stamps]
     small.items["item_id"] = [f"i{item}" for item in small.items["item_id"]]
+    small.items["item_id"][0] = None
+    small.items["since"] = ["2024-12-31", "2024-12-31", "soon", "2024-12-31T01:02:03", None, None]
     good = log["timestamp"][0]
     small.add("ü10", "i103", log["timestamp"][12])
     small.add("ü10", "i103", log["timestamp"][12])
@@ -105,6 +107,7 @@ def test_spark_filters_and_quarantines_as_duckdb(small: "SmallWorld", tmp_path: 
                 label="rating",
                 positive_from=2.0,
             ),
+            items=dataclasses.replace(small.config().items, arrival="since"),
             filter=FilterConfig(duplicates=duplicates, min_user_events=2, min_item_events=2),
             split=SplitConfig(valid_quantile=0.5, test_quantile=0.8),
         )
@@ -113,7 +116,9 @@ def test_spark_filters_and_quarantines_as_duckdb(small: "SmallWorld", tmp_path: 
         "interactions/not_a_time": 3,
         "interactions/not_a_weight": 1,
         "interactions/null_id": 2,
-        "interactions/unknown_item": 1,
+        "interactions/unknown_item": 6,
+        "items/arrival_not_a_time": 1,
+        "items/null_id": 1,
     }
 
 
@@ -140,9 +145,9 @@ def test_spark_reads_text_files_and_partitions_as_duckdb(
         (tmp_path / f"log/day={day}/kind=a%20b").mkdir(parents=True)
         pq.write_table(rows, tmp_path / f"log/day={day}/kind=a%20b/part.parquet")
     (tmp_path / "log/_SUCCESS").touch()
-    items: dict[str, Any] = {"item_id": list(range(100, 106))}
-    items |= {"title": ['a "quoted", title', "two\nlines", None, "ümlaut", "", "x"]}
-    items |= {"price": [1.5, None, 3.0, 1e-3, 2.0, 7.25]}
+    items: dict[str, Any] = {"item_id": [*range(100, 106), None]}
+    items |= {"title": ['a "quoted", title', "two\nlines", None, "ümlaut", "", "x", "no id"]}
+    items |= {"price": [1.5, None, 3.0, 1e-3, 2.0, 7.25, 1.0]}
     write_csv(pa.table(items), tmp_path / "items.tsv", sep="\t")
     users = pa.table({"user_id": [10, 20], "tags": [["a", "b"], []], "age": [3, None]})
     write_jsonl_gz(users, tmp_path / "users.jsonl.gz")
@@ -161,3 +166,4 @@ def test_spark_reads_text_files_and_partitions_as_duckdb(
     )
     manifest, _ = both(config, tmp_path / "out")
     assert manifest.counts["events"] == 40
+    assert manifest.quarantine == {"items/null_id": 1}
