@@ -1,7 +1,6 @@
 import dataclasses
 import os
 import resource
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -43,14 +42,16 @@ def test_a_full_disk_leaves_no_half_a_file_and_the_next_run_ends_the_same(
     assert contents(tmp_path / "dataset") == contents(toy_dataset)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read any file")
-def test_an_input_that_may_not_be_read_is_one_error(
-    toy_config: ShardConfig, toy_raw: Path, tmp_path: Path
+@pytest.mark.parametrize("table", ["items", "interactions"])
+def test_an_input_that_cannot_be_read_is_one_error(
+    toy_config: ShardConfig, tmp_path: Path, table: str
 ) -> None:
-    items = Path(shutil.copy(toy_raw / "items.parquet", tmp_path))
-    items.chmod(0)
-    columns = dataclasses.replace(toy_config.items, path=str(items))
-    with pytest.raises((OSError, ValueError), match=r"items\.parquet"):
-        shard_dataset(
-            dataclasses.replace(toy_config, dataset_dir=str(tmp_path / "d"), items=columns)
-        )
+    """A folder in the place of a file, which root may read no more than others."""
+    (tmp_path / f"{table}.parquet").mkdir()
+    columns = dataclasses.replace(getattr(toy_config, table), path=str(tmp_path / "*.parquet"))
+    config = dataclasses.replace(toy_config, dataset_dir=str(tmp_path / "d"), **{table: columns})
+    message = (
+        rf"{table}\.parquet: cannot be read as parquet \(.*; correct the file or {table}\.path"
+    )
+    with pytest.raises(ValueError, match=message):
+        shard_dataset(config)
