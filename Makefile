@@ -24,6 +24,10 @@ setup: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[towers]'
 	touch $@
 
+.venv/spark: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[spark]'
+	touch $@
+
 demo: .venv/towers  ## toy data -> shards -> ZeRO-2 on 2 processes -> release -> CTR ladder -> report
 	rm -rf runs/demo  # anew: checkpoints of another version's data would be refused
 	$(PY) -m data_prep toy --config configs/toy/toy.yaml
@@ -61,8 +65,8 @@ check: setup  ## the inner loop: linters and the tests that start no process gro
 	$(BIN)/lint-imports
 	$(PY) -m pytest -m 'not slow and not slurm and not ranks'
 
-test-slow: setup
-	$(PY) -m pytest -m slow
+test-slow: .venv/spark  ## with Spark, which needs Java: apt-get install openjdk-17-jre-headless
+	TRIPTYCH_SPARK=1 $(PY) -m pytest -m slow
 
 test-slurm: setup  ## a real two-node Slurm on this machine; installs Debian's packages as root
 	tests/slurm/cluster.sh install

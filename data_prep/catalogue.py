@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep.cleaning import Ledger
+from data_prep.cleaning import Ledger, write_samples
 from data_prep.columns import ItemColumns, UserColumns
 from data_prep.engines import Engine, count_rows
 from data_prep.parquet_files import ROW_GROUP_ROWS, write_parquet
-from data_prep.sources import Source, open_source
+from data_prep.sources import MISREAD_SHARE, Source, open_source, refuse_misread_ids
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
@@ -28,8 +28,10 @@ class Catalogue:
     vector_widths: dict[str, int]
 
 
-def read_catalogue(engine: Engine, columns: ItemColumns, *, ledger: Ledger) -> Catalogue:
-    """Open the items and number them."""
+def read_catalogue(
+    engine: Engine, columns: ItemColumns, *, ledger: Ledger, samples: Path
+) -> Catalogue:
+    """Open the items and number them; `samples` is the file for some of those set aside."""
     import ibis
 
     source = open_source(engine, columns.path, setting="items", unique=columns.item)
@@ -41,18 +43,14 @@ def read_catalogue(engine: Engine, columns: ItemColumns, *, ledger: Ledger) -> C
     num_items = count_rows(engine, rows)
     if num_items == 0:
         raise ValueError(f"{source.path}: found no items, expected a catalogue; give one")
-    if num_items < rows_in:
-        ledger.set_aside({"items/null_id": rows_in - num_items})
+    if rows_in - num_items > MISREAD_SHARE * rows_in:
+        refuse_misread_ids(engine, source, columns.item, setting="item", rows=rows_in)
+    _set_aside(engine, source, columns, ledger=ledger, samples=samples)
     ledger.passed("items: with an id", rows_in=rows_in, rows_out=num_items)
 
-    arrival: ir.Value = ibis.null().cast("int64")
-    if columns.arrival is not None:
-        unit = columns.arrival_unit
-        arrival = source.milliseconds(columns.arrival, setting="arrival", unit=unit)
-        _count_bad_arrivals(engine, source, columns.arrival, arrival=arrival, ledger=ledger)
     facts = source.table.select(
         item_id=source.ids(columns.item, setting="item"),
-        arrival=arrival,
+        arrival=_arrival(source, columns),
         **source.features(columns.features),
     )
     content = source.table.select(
@@ -83,6 +81,9 @@ def write_users(
                 f"{source.path}: column {columns.user!r} holds {ids.type()}, but the "
                 f"interactions' user ids are {table.user_id.type()}; convert one of them"
             )
+        rows = count_rows(engine, source.table)
+        if count_rows(engine, source.table.filter(ids.isnull())) > MISREAD_SHARE * rows:
+            refuse_misread_ids(engine, source, columns.user, setting="user", rows=rows)
         features = source.table.select(user_id=ids, **source.features(columns.features))
         joined = table.left_join(features, "user_id")
         table = joined.select("user_row", "user_id", *columns.features)
@@ -97,13 +98,7 @@ def _content_columns(source: Source, columns: ItemColumns) -> dict[str, "ir.Valu
         if (name := getattr(columns, media)) is not None:
             content[media] = _media_column(source, name, setting=media)
     for name in columns.texts:
-        text = source.column(name, setting="texts")
-        if text.type().is_nested() or text.type().is_binary():
-            raise ValueError(
-                f"{source.path}: column {name!r} holds {text.type()}, expected text; "
-                "correct items.texts"
-            )
-        content[f"text_{name}"] = text.cast("string")
+        content[f"text_{name}"] = _text_column(source, name)
     for name, column in columns.vectors.items():
         vector = source.column(column, setting="vectors")
         if not (vector.type().is_array() and vector.type().value_type.is_numeric()):
@@ -113,6 +108,16 @@ def _content_columns(source: Source, columns: ItemColumns) -> dict[str, "ir.Valu
             )
         content[f"vector_{name}"] = vector.cast("array<float32>")
     return content
+
+
+def _text_column(source: Source, name: str) -> "ir.Value":
+    text = source.column(name, setting="texts")
+    if text.type().is_nested() or text.type().is_binary():
+        raise ValueError(
+            f"{source.path}: column {name!r} holds {text.type()}, expected text; "
+            "correct items.texts"
+        )
+    return text.cast("string")
 
 
 def _media_column(source: Source, name: str, *, setting: str) -> "ir.Value":
@@ -150,19 +155,55 @@ def _vector_width(engine: Engine, source: Source, column: str, *, name: str) -> 
     return int(common[0]["width"])
 
 
-def _count_bad_arrivals(
-    engine: Engine, source: Source, column: str, *, arrival: "ir.Column", ledger: Ledger
+def _arrival(source: Source, columns: ItemColumns) -> "ir.Value":
+    import ibis
+
+    if columns.arrival is None:
+        return ibis.null().cast("int64")
+    unit = columns.arrival_unit
+    return source.milliseconds(columns.arrival, setting="arrival", unit=unit)
+
+
+def _set_aside(
+    engine: Engine, source: Source, columns: ItemColumns, *, ledger: Ledger, samples: Path
 ) -> None:
-    """Arrivals that are no times count as unknown; a column without any time is an error."""
-    times = source.table.select(raw=source.table[column].cast("string"), time=arrival)
-    given = count_rows(engine, times.filter(times.raw.notnull()))
-    bad = times.filter(times.raw.notnull() & times.time.isnull())
-    if count := count_rows(engine, bad):
-        if count > given / 2:
-            examples = engine.rows(bad.select("raw").distinct().order_by("raw").limit(4))
+    """Count what has no id and whose arrival is no time, and keep some to look at.
+
+    An arrival that is no time counts as unknown; a column without any time is an error.
+    """
+    bad = _bad_items(source, columns)
+    counts = bad.group_by("cause").aggregate(rows=lambda row: row.count()).order_by("cause")
+    causes = {row["cause"]: int(row["rows"]) for row in engine.rows(counts)}
+    if not causes:
+        return
+    if columns.arrival is not None and (count := causes.get("arrival_not_a_time", 0)):
+        given = count_rows(engine, source.table.filter(source.table[columns.arrival].notnull()))
+        if count > MISREAD_SHARE * given:
+            wrong = bad.filter(bad.cause == "arrival_not_a_time").select("raw_arrival").distinct()
+            examples = engine.rows(wrong.order_by("raw_arrival").limit(4))
             raise ValueError(
-                f"{source.path}: column {column!r}: {count:,} of {given:,} values (such as "
-                f"{', '.join(row['raw'] for row in examples)}) are no times of 1980 to 2100; "
-                "correct items.arrival or items.arrival_unit"
+                f"{source.path}: column {columns.arrival!r}: {count:,} of {given:,} values (such "
+                f"as {', '.join(str(row['raw_arrival']) for row in examples)}) are no times of "
+                "1980 to 2100; correct items.arrival or items.arrival_unit"
             )
-        ledger.set_aside({"items/arrival_not_a_time": count})
+    shown = _bad_items(source.with_given(), columns)
+    write_samples(engine, shown, order=shown.drop("cause").columns, path=samples)
+    ledger.set_aside({f"items/{cause}": count for cause, count in causes.items()})
+
+
+def _bad_items(source: Source, columns: ItemColumns) -> "ir.Table":
+    """The items with a cause, and what to know them by."""
+    import ibis
+
+    shown: dict[str, ir.Value] = {"item_id": source.as_given(columns.item).cast("string")}
+    cases = [(source.ids(columns.item, setting="item").isnull(), "null_id")]
+    if columns.arrival is not None:
+        bad = source.column(columns.arrival, setting="arrival").notnull()
+        bad &= _arrival(source, columns).isnull()
+        cases.append((bad, "arrival_not_a_time"))
+        shown["raw_arrival"] = source.as_given(columns.arrival)
+    for name in columns.texts:
+        shown[f"text_{name}"] = _text_column(source, name)
+    cause = ibis.cases(*cases, else_=ibis.null()).cast("string")
+    table = source.table.select(cause=cause, **shown)
+    return table.filter(table.cause.notnull())

@@ -10,7 +10,7 @@ from data_prep.engines import Engine, count_rows
 from data_prep.manifest import FilterCount
 from data_prep.parquet_files import ROW_GROUP_ROWS, write_parquet
 from data_prep.records import QUARANTINE_DIR
-from data_prep.sources import Source, open_source
+from data_prep.sources import MISREAD_SHARE, Source, open_source, refuse_misread_ids
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
@@ -20,8 +20,6 @@ logger = logging.getLogger(__name__)
 
 SAMPLE_ROWS = 100
 """Rows kept for each cause in quarantine/*.parquet, to look at."""
-MISREAD_SHARE = 0.5
-"""With more than this share of bad times or labels, the column was misread: an error."""
 
 
 @dataclass
@@ -101,7 +99,9 @@ def set_bad_rows_aside(
         counts = bad.group_by("cause").aggregate(rows=lambda row: row.count()).order_by("cause")
         causes = {row["cause"]: int(row["rows"]) for row in engine.rows(counts)}
         _refuse_misread(engine, log, causes=causes, rows=rows_in, bad=bad)
-        _write_samples(engine, bad, path=dataset_dir / QUARANTINE_DIR / f"{setting}.parquet")
+        order = ["user_id", "item_id", "raw_time", "raw_label"]
+        path = dataset_dir / QUARANTINE_DIR / f"{setting}.parquet"
+        write_samples(engine, bad, order=order, path=path)
         ledger.set_aside({f"{setting}/{cause}": count for cause, count in causes.items()})
     ledger.passed(f"{setting}: usable rows", rows_in=rows_in, rows_out=usable_rows)
 
@@ -159,6 +159,10 @@ def _refuse_misread(
         column = bad.select(name).distinct().order_by(name)
         return ", ".join(str(row[name]) for row in engine.rows(column.limit(4)))
 
+    if causes.get("null_id", 0) > MISREAD_SHARE * rows:
+        for setting in ("user", "item"):
+            column = getattr(columns, setting)
+            refuse_misread_ids(engine, source, column, setting=setting, rows=rows)
     where = f"{source.path}: column"
     if (count := causes.get("not_a_time", 0)) > MISREAD_SHARE * rows:
         raise ValueError(
@@ -179,19 +183,18 @@ def _refuse_misread(
         )
 
 
-def _write_samples(engine: Engine, bad: "ir.Table", *, path: Path) -> None:
-    """Keep some rows of every cause, to look at."""
+def write_samples(engine: Engine, bad: "ir.Table", *, order: list[str], path: Path) -> None:
+    """Keep some rows of every cause, to look at; `order` are the columns beside the cause."""
     import ibis
     import pyarrow as pa
 
-    order = ["user_id", "item_id", "raw_time", "raw_label"]
     rank = ibis.row_number().over(group_by=bad.cause, order_by=[bad[name] for name in order])
     samples = bad.mutate(rank=rank).filter(lambda row: row["rank"] < SAMPLE_ROWS)
     ordered = samples.select("cause", *order).order_by(["cause", *order])
     schema = ordered.schema().to_pyarrow()
     tables = list(engine.stream(ordered, rows=ROW_GROUP_ROWS, schema=schema))
     # Spelled by Arrow, as engines spell times and floats in different ways.
-    for name in ("raw_time", "raw_label"):
+    for name in (name for name in order if name.startswith("raw_")):
         if pa.types.is_timestamp(kind := schema.field(name).type):
             schema = _retyped(schema, name, pa.timestamp("us", kind.tz))
             tables = [table.cast(schema) for table in tables]

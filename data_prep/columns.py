@@ -14,6 +14,8 @@ from data_prep.records import (
 TimeUnit = Literal["auto", "s", "ms", "us", "date", "timestamp"]
 """How times are written. auto: the column is a timestamp or a date, or text in ISO 8601."""
 VECTOR_NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
+MEDIA_NAMES = ("image", "frames", "sound", "text")
+"""Modalities that are no vectors; their tar members and columns have these names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,13 @@ class ItemColumns:
                     f"items.vectors: found the name {name!r}, expected lower-case letters, "
                     "digits and _; rename it"
                 )
-        reserved = (*RESERVED_ITEM_COLUMNS, *(f"has_{name}" for name in self.vectors))
+            if name in MEDIA_NAMES:
+                raise ValueError(
+                    f"items.vectors: found the name {name!r}, which is a modality of its own, "
+                    f"expected none of {', '.join(MEDIA_NAMES)}; rename it, such as {name}_vector"
+                )
+        own = [f"{prefix}_{name}" for prefix in ("has", "hash") for name in self.vectors]
+        reserved = (*RESERVED_ITEM_COLUMNS, *own)
         _check_features("items.features", self.features, reserved=reserved)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from data_prep.csv_headers import files_by_header
 from data_prep.parquet_files import in_row_groups
 from data_prep.raw_files import RawFiles
 from data_prep.settings import ShardConfig
@@ -38,7 +39,10 @@ class Engine(Protocol):
     """What the engine raises; the first line of the text says why."""
 
     def read(self, raw: RawFiles) -> "ir.Table":
-        """Open files; of CSV and JSON, every column that is no list is text."""
+        """Open files; of CSV and JSON, every column that is no list is text.
+
+        Columns go by name: files may have them in any order.
+        """
         ...
 
     def sniff(self, raw: RawFiles) -> dict[str, str]:
@@ -108,10 +112,18 @@ class DuckDBEngine:
         if raw.kind == "parquet":
             return self.con.read_parquet(names, **hive)
         if raw.kind in ("csv", "tsv"):
-            sep = csv_separator(raw, self.con.con)
-            text = dict.fromkeys(self.sniff(raw), "VARCHAR")
-            form = {"header": True, "sep": sep, "quote": '"', "escape": '"', "columns": text}
-            return self.con.read_csv(names, **form, **hive)
+            sep, found = csv_separator(raw, self.con.con), list(self.sniff(raw))
+            form = {"header": True, "sep": sep, "quote": '"', "escape": '"'}
+            tables = [
+                self.con.read_csv(
+                    list(map(str, part.files)),
+                    columns=dict.fromkeys(ordered, "VARCHAR"),
+                    **form,
+                    **hive,
+                )
+                for ordered, part in files_by_header(raw, found, sep=sep)
+            ]
+            return in_one_table(tables, [*found, *raw.partitions()])
         columns = {
             name: kind if kind.endswith("[]") else "VARCHAR"
             for name, kind in self.sniff(raw).items()
@@ -181,6 +193,15 @@ def csv_separator(raw: RawFiles, con: "duckdb.DuckDBPyConnection | None" = None)
         (con or duckdb.default_connection()).execute(query, [str(raw.files[0])]).fetchall()
     )
     return str(separator) if separator in (",", ";", "|", "\t") else ","
+
+
+def in_one_table(tables: list["ir.Table"], columns: list[str]) -> "ir.Table":
+    """The rows of all tables, with these columns where there are several."""
+    import ibis
+
+    if len(tables) == 1:
+        return tables[0]
+    return ibis.union(*(table.select(*columns) for table in tables))
 
 
 def _left_for_duckdb(memory_limit: str) -> int:

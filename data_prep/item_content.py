@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from data_prep.checksums import content_hash
 from data_prep.columns import ItemColumns
-from data_prep.media import Cell, MediaReader
+from data_prep.media import Cell, Found, MediaReader
+from data_prep.media_losses import MediaCount
 from data_prep.pictures import Picture, prepare_picture
 from data_prep.records import ItemRecord
 from data_prep.settings import FetchConfig, PictureConfig, SoundConfig
@@ -48,35 +49,45 @@ class ContentReader:
     text_fields: tuple[str, ...]
     vector_widths: dict[str, int] = field(default_factory=dict)
 
-    def read_all(self, rows: Iterable[Row]) -> Iterator[tuple[Row, Prepared]]:
-        """Every row with its item, in order; files and URLs are read ahead."""
+    def read_all(
+        self, rows: Iterable[Row], counts: dict[str, MediaCount]
+    ) -> Iterator[tuple[Row, Prepared]]:
+        """Every row with its item, in order; files and URLs are read ahead.
+
+        `counts` is filled with the cells of every media column that there is.
+        """
         kept, *copies = tee(rows, 4)
         streams = zip(
             kept,
-            self._payloads(copies[0], "image"),
-            self._frames(copies[1]),
-            self._payloads(copies[2], "sound"),
+            self._payloads(copies[0], "image", counts),
+            self._frames(copies[1], counts),
+            self._payloads(copies[2], "sound", counts),
             strict=True,
         )
         for row, image, frames, sound in streams:
             yield row, self._prepare(row, image=image, frames=frames, sound=sound)
 
-    def _reader(self, media: str) -> MediaReader:
+    def _read(
+        self, cells: Iterable[Cell], media: str, counts: dict[str, MediaCount]
+    ) -> Iterator[Found]:
         folder: str | None = getattr(self.items, f"{media}_dir")
-        return MediaReader(folder, setting=f"items.{media}_dir", fetch=self.fetch)
+        reader = MediaReader(folder, setting=f"items.{media}_dir", fetch=self.fetch)
+        return reader.read_all(cells, seen=counts.setdefault(media, MediaCount()).add)
 
-    def _payloads(self, rows: Iterable[Row], media: str) -> Iterator[bytes | str | None]:
+    def _payloads(
+        self, rows: Iterable[Row], media: str, counts: dict[str, MediaCount]
+    ) -> Iterator[Found]:
         if getattr(self.items, media) is None:
             return (None for _ in rows)
-        return self._reader(media).read_all(row[media] for row in rows)
+        return self._read((row[media] for row in rows), media, counts)
 
-    def _frames(self, rows: Iterable[Row]) -> Iterator[list[bytes | str | None]]:
+    def _frames(self, rows: Iterable[Row], counts: dict[str, MediaCount]) -> Iterator[list[Found]]:
         """The chosen frames of every row."""
         if self.items.frames is None:
             yield from ([] for _ in rows)
             return
         chosen, copy = tee(self._choose(row["frames"]) for row in rows)
-        payloads = self._reader("frames").read_all(cell for cells in copy for cell in cells)
+        payloads = self._read((cell for cells in copy for cell in cells), "frames", counts)
         for cells in chosen:
             yield [next(payloads) for _ in cells]
 
@@ -90,9 +101,9 @@ class ContentReader:
         self,
         row: Row,
         *,
-        image: bytes | str | None,
-        frames: list[bytes | str | None],
-        sound: bytes | str | None,
+        image: Found,
+        frames: list[Found],
+        sound: Found,
     ) -> Prepared:
         causes: list[str] = []
         picture = self._picture(image, causes, of="pictures")
@@ -130,16 +141,14 @@ class ContentReader:
         media = [name for name in ("frames", "sound") if getattr(self.items, name) is not None]
         return ["image", *media, "text", *self.vector_widths]
 
-    def _picture(
-        self, payload: bytes | str | None, causes: list[str], *, of: str
-    ) -> Picture | None:
+    def _picture(self, payload: Found, causes: list[str], *, of: str) -> Picture | None:
         found = prepare_picture(payload, self.pictures) if isinstance(payload, bytes) else payload
         if isinstance(found, str):
             causes.append(f"{of}/{found}")
             return None
         return found
 
-    def _sound(self, payload: bytes | str | None, causes: list[str]) -> Sound | None:
+    def _sound(self, payload: Found, causes: list[str]) -> Sound | None:
         found = prepare_sound(payload, self.sounds) if isinstance(payload, bytes) else payload
         if isinstance(found, str):
             causes.append(f"sounds/{found}")

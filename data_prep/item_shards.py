@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.item_content import ContentReader
+from data_prep.media_losses import MediaCount, is_refused
 from data_prep.records import (
     encode_item,
     item_index,
@@ -20,10 +21,15 @@ from data_prep.records import (
     replace_file,
     token_file,
 )
-from data_prep.settings import ShardConfig, expand_path
+from data_prep.settings import RunConfig, ShardConfig, expand_path
 from data_prep.tars import MemberIndex, TarWriter
 from data_prep.tokens import Tokens
 from data_prep.work import TablesReport, WorkFiles
+
+GROUP_BYTES = 64 << 20
+"""A larger row group of raw content, as of photographs in cells, is read row by row: in memory it
+would take this much three times."""
+READ_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,16 +70,22 @@ def plan_item_shards(config: ShardConfig, report: TablesReport) -> list[ItemShar
     ]
 
 
-def write_item_shard(shard: ItemShard) -> None:
-    """Write a tar, its index, its token ids and its receipt; a tar with a receipt is kept."""
+def write_item_shard(shard: ItemShard, run: RunConfig) -> None:
+    """Write a tar, its index, its token ids and its receipt.
+
+    A tar with a receipt is kept, but for one whose lost pictures or clips had a run refused.
+    """
     work = WorkFiles(shard.dataset_dir)
-    if is_finished(work.item_receipt(shard.number), shard.dataset_dir):
+    path = work.item_receipt(shard.number)
+    if is_finished(path, shard.dataset_dir) and not is_refused(path, run):
         return
+    path.unlink(missing_ok=True)  # it would vouch for the tar that is about to replace its own
+    counts: dict[str, MediaCount] = {}
     causes: Counter[str] = Counter()
     facts: dict[str, list[Any]] = {}
     joined: list[str] = []
     with TarWriter(shard.dataset_dir / item_tar(shard.number)) as tar:
-        for row, prepared in shard.content.read_all(_raw_rows(work, shard)):
+        for row, prepared in shard.content.read_all(_raw_rows(work, shard), counts):
             item_row, record = row["item_row"], prepared.record
             members = encode_item(record, item_id=row["item_id"])
             tar.add(item_row, key=item_key(item_row), members=members)
@@ -93,8 +105,12 @@ def write_item_shard(shard: ItemShard) -> None:
         name = token_file(shard.number)
         written = shard.tokens.write(shard.dataset_dir / name, joined)
         files.append({"path": name, **written, "samples": len(joined)})
-    receipt = {"files": files, "quarantine": dict(sorted(causes.items()))}
-    replace_file(work.item_receipt(shard.number), json.dumps(receipt).encode())
+    receipt = {
+        "files": files,
+        "quarantine": dict(sorted(causes.items())),
+        "media": {column: dataclasses.asdict(count) for column, count in counts.items()},
+    }
+    replace_file(path, json.dumps(receipt).encode())
 
 
 def is_finished(receipt: Path, dataset_dir: Path) -> bool:
@@ -128,16 +144,18 @@ def write_index(path: Path, index: MemberIndex) -> dict[str, Any]:
 
 
 def _raw_rows(work: WorkFiles, shard: ItemShard) -> Iterator[dict[str, Any]]:
-    """The shard's rows of the raw content, a row group in memory at a time."""
+    """The shard's rows of the raw content; a row group is in memory, of a large one a row."""
     import pyarrow.parquet as pq
 
     last_row = shard.first_row + shard.num_rows
-    with pq.ParquetFile(work.content) as file:
+    with pq.ParquetFile(work.content, buffer_size=READ_BYTES, pre_buffer=False) as file:
         size = file.metadata.row_group(0).num_rows
         for group in range(shard.first_row // size, -(-last_row // size)):
-            for row in file.read_row_group(group).to_pylist():
-                if shard.first_row <= row["item_row"] < last_row:
-                    yield row
+            is_large = file.metadata.row_group(group).total_byte_size > GROUP_BYTES
+            for batch in file.iter_batches(1 if is_large else size, row_groups=[group]):
+                for row in batch.to_pylist():
+                    if shard.first_row <= row["item_row"] < last_row:
+                        yield row
 
 
 def _write_presence(path: Path, facts: dict[str, list[Any]]) -> None:

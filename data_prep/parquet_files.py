@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_prep.records import whole_file
 
@@ -13,16 +13,20 @@ ROW_GROUP_ROWS = 131_072
 
 
 def write_parquet(
-    tables: Iterable["pa.Table"], path: Path, *, schema: "pa.Schema", compression: str = "zstd"
+    tables: Iterable["pa.Table"], path: Path, *, schema: "pa.Schema", is_raw: bool = False
 ) -> int:
-    """Write each table as a row group; returns the number of rows."""
+    """Write each table as a row group; returns the number of rows.
+
+    `is_raw` is for pictures and the like: stored as they are, so that a group's size is that of its
+    cells, and in pages of 1 MB or one cell, which is what a reader holds at least.
+    """
     import pyarrow.parquet as pq
 
+    options: dict[str, Any] = {"compression": "zstd"}
+    if is_raw:
+        options = {"compression": "none", "use_dictionary": False, "write_batch_size": 1}
     rows = 0
-    with (
-        whole_file(path) as temporary,
-        pq.ParquetWriter(temporary, schema, compression=compression) as writer,
-    ):
+    with whole_file(path) as temporary, pq.ParquetWriter(temporary, schema, **options) as writer:
         for table in tables:
             writer.write_table(table.cast(schema), row_group_size=max(table.num_rows, 1))
             rows += table.num_rows

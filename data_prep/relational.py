@@ -22,6 +22,7 @@ from data_prep.log_filters import check_splits, given_cutoffs, keep_core, quanti
 from data_prep.manifest import Cutoffs, Features
 from data_prep.parquet_files import ROW_GROUP_ROWS, write_parquet
 from data_prep.raw_files import RawFiles
+from data_prep.records import QUARANTINE_DIR
 from data_prep.settings import ShardConfig, expand_path
 from data_prep.sorted_log import ONLY_SHOWN, SortedLog, sort_keys, write_sorted_log
 from data_prep.work import TablesReport, WorkFiles, source_fingerprint
@@ -33,8 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MEDIA_ROWS, TEXT_ROWS = 256, 4096
-"""Rows of a row group of the raw content, which a writer of tars holds in memory: with pictures,
-sound or vectors, and with texts alone."""
+"""Rows of a row group of the raw content: with pictures, sound or vectors, and with texts alone."""
 SECONDS_A_LINE = 30.0
 """How often a long stream says how far it is."""
 
@@ -80,7 +80,12 @@ class _Relational:
     def run(self) -> TablesReport:
         """Write every table and say what is in them."""
         with _step("items: numbered"):
-            catalogue = read_catalogue(self.engine, self.config.items, ledger=self.ledger)
+            catalogue = read_catalogue(
+                self.engine,
+                self.config.items,
+                ledger=self.ledger,
+                samples=self.work.dataset_dir / QUARANTINE_DIR / "items.parquet",
+            )
         interactions = self._open("interactions", catalogue)
         impressions = self._open("impressions", catalogue) if self.config.impressions else None
         with _step("interactions: cleaned, joined and sorted"):
@@ -192,7 +197,7 @@ class _Relational:
         content = catalogue.content.order_by("item_row")
         schema = content.schema().to_pyarrow()
         tables = self.engine.stream(content, rows=_content_rows(schema.names), schema=schema)
-        self._write(tables, self.work.content, schema=schema, compression="none")
+        self._write(tables, self.work.content, schema=schema, is_raw=True)
 
     def _write(
         self,
@@ -200,9 +205,9 @@ class _Relational:
         path: Path,
         *,
         schema: "pa.Schema",
-        compression: str = "zstd",
+        is_raw: bool = False,
     ) -> int:
-        written = write_parquet(tables, path, schema=schema, compression=compression)
+        written = write_parquet(tables, path, schema=schema, is_raw=is_raw)
         logger.info("tables: wrote %s (%s rows)", path.name, f"{written:,}")
         return written
 
@@ -254,7 +259,10 @@ def _said(tables: Iterable["pa.Table"]) -> Iterator["pa.Table"]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]
+    """What it says first, behind the file that DuckDB names further down."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    files = [line.removeprefix("file = ") for line in lines if line.startswith("file = ")]
+    return ": ".join([*files[:1], lines[0] if lines else type(error).__name__])
 
 
 def _check_same_ids(shown: "ir.Table", rows: "ir.Table") -> None:

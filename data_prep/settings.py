@@ -113,13 +113,13 @@ class FetchConfig:
     """How pictures and clips are read that lie in files or behind URLs."""
 
     threads: int = 8
-    """Read at once by each process."""
+    """Cells of a column read at once by each process."""
     retries: int = 3
-    """Further attempts at a URL; what then fails is set aside."""
+    """Further attempts at a URL; what then fails is not fetched, see max_not_fetched_share."""
     wait_s: float = 0.5
     """Seconds before the first further attempt; doubled for each one after it."""
     per_second: float = 100.0
-    """Requests a second of each process; 0 is no limit."""
+    """Requests a second of each process, over all its columns and threads; 0 is no limit."""
     max_mb: float = 50.0
     """Larger files are set aside, unread."""
 
@@ -226,6 +226,12 @@ class RunConfig:
     """Processes of the content step."""
     keep_work: bool = False
     """Keep the work folder of a finished dataset; without it a re-run starts anew."""
+    max_missing_share: float = 0.5
+    """Share of a media column's cells that may have no file: no such path or URL, or one outside
+    the folder. With more the run ends with an error; 1 accepts any."""
+    max_not_fetched_share: float = 0.0
+    """Share of a media column's cells that may not be readable at the time, as when a server is
+    down. With more the run ends with an error, and the next one tries their tars anew."""
 
     def __post_init__(self) -> None:
         if self.num_parts < 1 or not 0 <= self.part < self.num_parts:
@@ -235,6 +241,9 @@ class RunConfig:
             )
         if self.num_workers < 1:
             raise ValueError(f"num_workers: found {self.num_workers}, expected at least 1")
+        for name in ("max_missing_share", "max_not_fetched_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: found {getattr(self, name)}, expected 0 to 1")
         if self.num_parts > 1 and self.stage != "content":
             raise ValueError(
                 f"num_parts: found {self.num_parts} with stage {self.stage!r}, expected stage "

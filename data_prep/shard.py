@@ -14,6 +14,8 @@ from multiprocessing import get_context
 from typing import Any
 
 from data_prep.manifest import Manifest
+from data_prep.media import check_folders
+from data_prep.media_losses import refuse_lost_media
 from data_prep.records import MANIFEST_FILE, remove_left_overs
 from data_prep.relational import build_tables
 from data_prep.settings import RunConfig, ShardConfig, expand_path
@@ -33,6 +35,8 @@ def shard_dataset(config: ShardConfig, run: RunConfig | None = None) -> Manifest
         if not run.keep_work:
             shutil.rmtree(WorkFiles(dataset_dir).dir, ignore_errors=True)
         return done
+    if run.stage != "manifest":
+        check_folders(config.items)
     if run.stage in ("all", "tables"):
         build_tables(config)
     if run.stage in ("all", "content"):
@@ -40,6 +44,7 @@ def shard_dataset(config: ShardConfig, run: RunConfig | None = None) -> Manifest
     if run.stage in ("all", "manifest"):
         from data_prep.finish import write_manifest
 
+        refuse_lost_media(WorkFiles(dataset_dir), run)
         return write_manifest(config, keep_work=run.keep_work)
     return None
 
@@ -54,7 +59,7 @@ def write_content(config: ShardConfig, run: RunConfig) -> None:
     report = TablesReport.load(WorkFiles(dataset_dir))
     report.check_made_from(config)
     tasks: list[Callable[[], None]] = [
-        *(partial(write_item_shard, shard) for shard in plan_item_shards(config, report)),
+        *(partial(write_item_shard, shard, run) for shard in plan_item_shards(config, report)),
         *(partial(write_user_shard, shard) for shard in plan_user_shards(dataset_dir, report)),
     ]
     mine = tasks[run.part :: run.num_parts]

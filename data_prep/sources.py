@@ -1,6 +1,6 @@
 """Raw tables as Ibis expressions: found, checked and typed; nothing is computed here."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from data_prep.columns import TimeUnit
@@ -19,6 +19,10 @@ TEXT_TYPES = {
     "BOOLEAN": "boolean",
 }
 """What DuckDB takes a column of text for to the type it gets; every other one stays text."""
+GIVEN = "as given: "
+"""Before a column's name: the text that its numbers were made of."""
+MISREAD_SHARE = 0.5
+"""With more than this share of bad ids, times or labels, the column was misread: an error."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class Source:
     path: str
     setting: str
     """Key of the settings that names it: interactions, items, users, impressions."""
+    given: "ir.Table"
+    """The same with the text behind its numbers too, parsed anew with every look."""
     is_text: bool = False
     """Whether a look at it costs parsing text anew."""
 
@@ -40,6 +46,14 @@ class Source:
                 f"{', '.join(self.table.columns)}); correct {self.setting}.{setting}"
             )
         return self.table[name]
+
+    def with_given(self) -> "Source":
+        """The same with `given` as its table, for `as_given`."""
+        return replace(self, table=self.given)
+
+    def as_given(self, name: str) -> "ir.Column":
+        """The column before its text became numbers, where the table knows it."""
+        return self.table[GIVEN + name if GIVEN + name in self.table.columns else name]
 
     def ids(self, name: str, *, setting: str) -> "ir.Column":
         """A column of ids as int64 or string."""
@@ -176,16 +190,17 @@ def open_source(engine: Engine, path: str, *, setting: str, unique: str | None =
     """Open a raw table; with `unique`, refuse repeated values in that column of ids."""
     raw = find_files(path, setting=setting)
     try:
-        table = _typed(engine, raw)
+        given = _typed(engine, raw)
     except engine.errors as error:
         raise ValueError(
             f"{raw.shown}: cannot be read as {raw.kind} ({str(error).splitlines()[0]}); "
             f"correct the file or {setting}.path"
         ) from error
     is_text = raw.kind != "parquet"
+    table = given.drop(*(name for name in given.columns if name.startswith(GIVEN)))
     if unique is not None and is_text:
         table = engine.keep(f"{setting}_parsed", table)
-    source = Source(table=table, path=raw.shown, setting=setting, is_text=is_text)
+    source = Source(table=table, path=raw.shown, setting=setting, given=given, is_text=is_text)
     if unique is not None:
         _refuse_repeated(engine, source, column=unique)
     return source
@@ -206,7 +221,26 @@ def _typed(engine: Engine, raw: RawFiles) -> "ir.Table":
     for name, is_integer in raw.partitions().items():
         given = ibis.ifelse(table[name].cast("string") == HIVE_NULL, ibis.null(), table[name])
         columns[name] = given.cast("int64" if is_integer else "string")
-    return table.mutate(**columns) if columns else table
+    return table.mutate(**columns, **{GIVEN + name: table[name] for name in columns})
+
+
+def refuse_misread_ids(
+    engine: Engine, source: Source, column: str, *, setting: str, rows: int
+) -> None:
+    """Raise where most ids are text in a column whose first rows hold integers."""
+    seen = source.with_given()
+    text, number = seen.as_given(column), seen.table[column]
+    if text.equals(number):
+        return
+    misread = seen.table.filter(text.notnull() & number.isnull()).select(text=text)
+    if (count := count_rows(engine, misread)) > MISREAD_SHARE * rows:
+        examples = engine.rows(misread.order_by("text").limit(4))
+        raise ValueError(
+            f"{source.path}: column {column!r}: {count:,} of {rows:,} values (such as "
+            f"{', '.join(row['text'] for row in examples)}) are no integers, expected these as in "
+            f"its first rows; give the table as Parquet with ids of text, or correct "
+            f"{source.setting}.{setting}"
+        )
 
 
 def _refuse_repeated(engine: Engine, source: Source, *, column: str) -> None:

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.engines import csv_separator, sniff_types
+from data_prep.csv_headers import files_by_header
+from data_prep.engines import csv_separator, in_one_table, sniff_types
 from data_prep.parquet_files import in_row_groups, read_in_order
 from data_prep.raw_files import RawFiles
 
@@ -75,16 +76,21 @@ class SparkEngine:
         if raw.kind == "parquet":
             frame = reader.parquet(*names)
         elif raw.kind in ("csv", "tsv"):
-            frame = reader.csv(
-                names,
-                schema=_text_schema(self.sniff(raw)),
-                sep=csv_separator(raw),
-                header=True,
-                quote='"',
-                escape='"',
-                # A text may hold line breaks; a log has no texts, and its files can be cut.
-                multiLine=raw.setting in ("items", "users"),
-            )
+            sep, columns = csv_separator(raw), list(self.sniff(raw))
+            tables = []
+            for number, (ordered, part) in enumerate(files_by_header(raw, columns, sep=sep)):
+                frame = reader.csv(
+                    list(map(str, part.files)),
+                    schema=_text_schema(dict.fromkeys(ordered, "VARCHAR")),
+                    sep=sep,
+                    header=True,
+                    quote='"',
+                    escape='"',
+                    # A text may hold line breaks; a log has no texts, and its files can be cut.
+                    multiLine=raw.setting in ("items", "users"),
+                )
+                tables.append(self._table(frame, f"{raw.setting}_raw_{number}"))
+            return in_one_table(tables, [*columns, *raw.partitions()])
         else:
             whole = raw.kind == "json" and _begins_with_a_bracket(raw.files[0])
             frame = reader.json(names, schema=_text_schema(self.sniff(raw)), multiLine=whole)

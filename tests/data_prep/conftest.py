@@ -46,9 +46,12 @@ class SmallWorld:
         )
         return dataclasses.replace(base, **changes)
 
-    def shard(self, **changes: object) -> Path:
+    def write(self) -> None:
         pq.write_table(pa.table(self.interactions), self.dir / "interactions.parquet")
         pq.write_table(pa.table(self.items), self.dir / "items.parquet")
+
+    def shard(self, **changes: object) -> Path:
+        self.write()
         config = self.config(**changes)
         shard_dataset(config)
         return Path(config.dataset_dir)

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.columns import ImpressionColumns, UserColumns
+from data_prep.columns import ImpressionColumns, ItemColumns, UserColumns
 from data_prep.dataset import open_dataset
+from data_prep.quarantine_samples import read_samples
 from data_prep.settings import SplitConfig
 
 if TYPE_CHECKING:
@@ -138,6 +139,33 @@ def test_duplicate_item_ids_are_an_error(small: "SmallWorld") -> None:
         small.shard()
 
 
+def test_items_set_aside_are_kept_to_look_at(small: "SmallWorld") -> None:
+    small.items["item_id"][0] = None
+    small.items["since"] = [1, 1_735_689_600, -5, 1_735_689_600, None, 1_735_689_600]
+    items = dataclasses.replace(small.config().items, arrival="since", arrival_unit="s")
+    folder = small.shard(items=items)
+    manifest = open_dataset(folder).manifest
+    counts = {name: n for name, n in manifest.quarantine.items() if name.startswith("items/")}
+    assert counts == {"items/arrival_not_a_time": 1, "items/null_id": 1}
+    late, nameless = pq.read_table(folder / "quarantine/items.parquet").to_pylist()
+    assert late == {
+        "cause": "arrival_not_a_time",
+        "item_id": "103",
+        "raw_arrival": "-5",
+        "text_title": "three",
+    }
+    assert list(nameless.values()) == ["null_id", None, "1", "five"]
+    samples = read_samples(folder, per_cause=9)
+    assert {name: len(samples[name].rows) for name in counts} == counts
+
+
+def test_a_column_without_arrivals_is_an_error(small: "SmallWorld") -> None:
+    small.items["since"] = [1, 2, 3, 4, 1_735_689_600, None]
+    items = dataclasses.replace(small.config().items, arrival="since", arrival_unit="s")
+    with pytest.raises(ValueError, match=r"'since': 4 of 5 values \(such as 1, 2, 3, 4\) are no t"):
+        small.shard(items=items)
+
+
 def test_item_ids_of_two_types_are_an_error(small: "SmallWorld") -> None:
     small.items["item_id"] = [str(item) for item in small.items["item_id"]]
     with pytest.raises(ValueError, match=r"'item_id' holds int64, but the catalogue's .* string"):
@@ -201,6 +229,20 @@ def test_a_feature_of_another_type_is_an_error(small: "SmallWorld") -> None:
     items = dataclasses.replace(small.config().items, features={"title": "numeric"})
     with pytest.raises(ValueError, match=r"'title' holds string, expected something numeric"):
         small.shard(items=items)
+
+
+@pytest.mark.parametrize("name", ["image", "frames", "sound", "text"])
+def test_a_vector_named_as_a_modality_is_refused(name: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"items.vectors: found the name '{name}', which is a mod"
+    ):
+        ItemColumns(path="items.parquet", vectors={name: "emb"})
+
+
+def test_a_feature_named_as_a_vectors_own_column_is_refused() -> None:
+    features = {"hash_emb": "numeric", "has_emb": "numeric"}
+    with pytest.raises(ValueError, match=r"items.features: found \['has_emb', 'hash_emb'\]"):
+        ItemColumns(path="items.parquet", vectors={"emb": "emb"}, features=features)
 
 
 def test_unknown_users_have_null_features(small: "SmallWorld", tmp_path: Path) -> None:

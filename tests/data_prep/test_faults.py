@@ -3,7 +3,6 @@ import errno
 import json
 import os
 import resource
-import shutil
 import subprocess
 import sys
 from functools import partial
@@ -87,14 +86,16 @@ def test_killed_runs_leave_no_trace() -> None:
     assert outcome["ours"] == outcome["peers"]["kills"] == 8
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read any file")
-def test_an_input_that_may_not_be_read_is_one_error(
-    toy_config: ShardConfig, toy_raw: Path, tmp_path: Path
+@pytest.mark.parametrize("table", ["items", "interactions"])
+def test_an_input_that_cannot_be_read_is_one_error(
+    toy_config: ShardConfig, tmp_path: Path, table: str
 ) -> None:
-    items = Path(shutil.copy(toy_raw / "items.parquet", tmp_path))
-    items.chmod(0)
-    columns = dataclasses.replace(toy_config.items, path=str(items))
-    with pytest.raises((OSError, ValueError), match=r"items\.parquet"):
-        shard_dataset(
-            dataclasses.replace(toy_config, dataset_dir=str(tmp_path / "d"), items=columns)
-        )
+    """A folder in the place of a file, which root may read no more than others."""
+    (tmp_path / f"{table}.parquet").mkdir()
+    columns = dataclasses.replace(getattr(toy_config, table), path=str(tmp_path / "*.parquet"))
+    config = dataclasses.replace(toy_config, dataset_dir=str(tmp_path / "d"), **{table: columns})
+    message = (
+        rf"{table}\.parquet: cannot be read as parquet \(.*; correct the file or {table}\.path"
+    )
+    with pytest.raises(ValueError, match=message):
+        shard_dataset(config)

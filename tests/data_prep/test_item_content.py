@@ -1,5 +1,6 @@
 import dataclasses
 import io
+import tracemalloc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,11 @@ import soundfile
 import webdataset as wds
 
 from data_prep.dataset import open_dataset
+from data_prep.item_shards import ItemShard, _raw_rows
+from data_prep.parquet_files import write_parquet
 from data_prep.settings import PictureConfig, SoundConfig
 from data_prep.verify import find_damage
+from data_prep.work import WorkFiles
 
 if TYPE_CHECKING:
     from tests.data_prep.conftest import SmallWorld
@@ -91,3 +95,25 @@ def test_a_column_of_numbers_is_no_picture(small: "SmallWorld") -> None:
     items = dataclasses.replace(small.config().items, frames="frames")
     with pytest.raises(ValueError, match=r"expected lists of bytes, paths or URLs"):
         small.shard(items=items)
+
+
+@pytest.mark.parametrize("num_bytes", [1000, 400_000])
+def test_a_row_group_of_large_pictures_is_not_held_in_memory(
+    tmp_path: Path, num_bytes: int
+) -> None:
+    rows = 200  # of 80 MB, or of 200 kB
+    cells = [number.to_bytes(2, "little") * (num_bytes // 2) for number in range(rows)]
+    table = pa.table({"item_row": pa.array(range(rows), pa.int32()), "image": cells})
+    work = WorkFiles(tmp_path)
+    write_parquet([table], work.content, schema=table.schema, is_raw=True)
+    del table
+    shard = ItemShard(0, 50, 100, tmp_path, content=None, tokens=None)  # type: ignore[arg-type]
+    before, most = pa.total_allocated_bytes(), 0
+    tracemalloc.start()  # Arrow counts its own memory, and this the rows'
+    for place, row in enumerate(_raw_rows(work, shard), start=50):
+        assert (row["item_row"], row["image"]) == (place, cells[place])
+        most = max(most, pa.total_allocated_bytes() - before)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert place == 149
+    assert most + peak < 8_000_000

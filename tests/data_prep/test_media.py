@@ -1,4 +1,5 @@
 import http.server
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ class Pictures(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def do_HEAD(self) -> None:
+        self.asked.append(self.path)
         self.send_response(200)
         self.end_headers()
 
@@ -55,13 +57,59 @@ def test_files_come_in_order_and_what_is_not_there_is_a_cause(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "name", ["../secret", "/etc/hostname", "file:///etc/hostname", "a/../../b"]
+    "name",
+    [
+        *(
+            "../secret",
+            "/etc/hostname",
+            "a/../../b",
+            "file:///etc/hostname",
+            "FILE:///etc/hostname",
+        ),
+        *(
+            "local:///etc/hostname",
+            "simplecache::file:///etc/hostname",
+            "dir://hostname::file:///etc",
+        ),
+        *("generic://file:///etc/hostname", "http://x/::file:///etc/hostname"),
+    ],
 )
 def test_a_path_out_of_the_folder_is_never_read(tmp_path: Path, name: str) -> None:
     (tmp_path / "secret").write_bytes(b"secret")
     (tmp_path / "in").mkdir()
     assert reader(str(tmp_path / "in")).read(name) == "outside_folder"
     assert reader(None).read(name) == "outside_folder"
+
+
+def test_a_chain_is_no_name_behind_a_url() -> None:
+    assert reader("http://127.0.0.1:1", retries=0).read("x::file:///etc") == "outside_folder"
+    assert reader("http://127.0.0.1:1", retries=0).read("x::file") == "outside_folder"
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".jpg", "a\0b.jpg"])
+def test_what_cannot_be_a_files_name_is_a_file_that_is_missing(tmp_path: Path, name: str) -> None:
+    (tmp_path / "b.jpg").write_bytes(b"b")
+    assert list(reader(str(tmp_path)).read_all([name, "b.jpg"])) == ["file_missing", b"b"]
+
+
+def test_a_file_that_may_not_be_read_is_a_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(_: Path) -> bytes:  # as root one may read every file
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "a.jpg").touch()
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert reader(str(tmp_path)).read("a.jpg") == "not_readable"
+    assert "a.jpg: not readable ([Errno 13] Permission denied)" in caplog.text
+
+
+def test_bytes_in_cells_are_not_held() -> None:
+    taken = []
+    cells = (taken.append(number) or b"%d" % number for number in range(40))
+    found = reader(None).read_all(cells)
+    assert next(found) == b"0"
+    assert taken == [0]
 
 
 def test_a_large_file_is_not_read(tmp_path: Path) -> None:
@@ -82,8 +130,34 @@ def test_urls_are_fetched_again_when_they_fail(url: str) -> None:
     assert Pictures.asked.count("/gone") == 1
 
 
-def test_requests_keep_to_the_rate(url: str) -> None:
-    reads = reader(url, per_second=50)
+def test_a_server_that_is_down_is_asked_again_and_nothing_is_missing() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        connections = []
+
+        def drop() -> None:
+            while connection := server.accept()[0]:
+                connections.append(connection)
+                connection.close()
+
+        threading.Thread(target=drop, daemon=True).start()
+        port = server.getsockname()[1]
+        reads = reader(None, retries=2, wait_s=0.01)
+        assert reads.read(f"http://127.0.0.1:{port}/a.jpg") == "not_fetched"
+        assert len(connections) >= 3
+    assert reads.read("http://127.0.0.1:1/a.jpg") == "not_fetched"  # refused
+    assert reads.read("http://no-such-host.invalid/a.jpg") == "not_fetched"
+
+
+def test_requests_of_all_columns_keep_to_one_rate(url: str) -> None:
+    readers = [reader(url, per_second=50) for _ in range(3)]
     begin = time.monotonic()
-    assert all(isinstance(one, bytes) for one in reads.read_all(["x"] * 16))
-    assert time.monotonic() - begin >= 15 / 50
+    threads = [
+        threading.Thread(target=lambda one=one: list(one.read_all(["x"] * 10))) for one in readers
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    seconds = time.monotonic() - begin
+    assert len(Pictures.asked) >= 30
+    assert seconds >= (len(Pictures.asked) - 1) / 50

@@ -1,11 +1,12 @@
 import io
+import struct
 
 import numpy as np
 import pytest
 import soundfile
 
 from data_prep.settings import SoundConfig
-from data_prep.sounds import Sound, prepare_sound
+from data_prep.sounds import MAX_RATE, Sound, prepare_sound
 
 RATE = 8000
 
@@ -31,3 +32,10 @@ def test_a_long_clip_and_what_is_no_sound_are_causes() -> None:
     assert prepare_sound(clip("FLAC")[:50], short) == "not_decodable"
     assert prepare_sound(b"no sound", short) == "not_decodable"
     assert prepare_sound(clip("WAV", seconds=0), short) == "not_decodable"
+
+
+@pytest.mark.parametrize("rate", [MAX_RATE + 1, 2_000_000_011])
+def test_a_rate_that_no_recorder_has_is_a_cause(rate: int) -> None:
+    payload = bytearray(clip("WAV"))
+    payload[24:28] = struct.pack("<I", rate)
+    assert prepare_sound(bytes(payload), SoundConfig()) == "over_rate_limit"

@@ -12,13 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.columns import InteractionColumns
+from data_prep.columns import InteractionColumns, ItemColumns, UserColumns
 from data_prep.dataset import open_dataset
 from data_prep.raw_files import find_files
 from data_prep.work import source_fingerprint
 
 if TYPE_CHECKING:
     from conftest import SmallWorld
+
+
+START_S = 1_735_689_600  # 2025-01-01
 
 
 def write_csv(table: pa.Table, path: Path, *, sep: str) -> None:
@@ -105,6 +108,97 @@ def test_a_word_among_the_numbers_of_a_csv_is_set_aside(
     dataset = open_dataset(small.shard(interactions=columns))
     assert dataset.manifest.counts["events"] == 40
     assert dataset.manifest.quarantine == {"interactions/not_a_time": 1, "interactions/null_id": 1}
+
+
+ROWS_SNIFFED = 20_480
+"""The types of a CSV's columns are guessed from so many rows."""
+
+
+@pytest.mark.parametrize(("share", "is_refused"), [(1.1, True), (0.01, False)])
+def test_ids_of_text_behind_ids_of_integers_are_an_error(
+    small: "SmallWorld", tmp_path: Path, share: float, is_refused: bool
+) -> None:
+    numbers = range(100, 100 + ROWS_SNIFFED)
+    words = [f"B{number}X" for number in range(int(ROWS_SNIFFED * share))]
+    rows = "".join(f"{item},a title\n" for item in [*numbers, *words])
+    (tmp_path / "items.csv").write_text("item_id,title\n" + rows)
+    items = ItemColumns(path=str(tmp_path / "items.csv"), texts=["title"])
+    if is_refused:
+        message = r"items\.csv: column 'item_id': 22,528 of 43,008 values \(such as B0X, B10000X, "
+        with pytest.raises(ValueError, match=message):
+            small.shard(items=items)
+        return
+    folder = small.shard(items=items, items_per_shard=1 << 20)
+    assert open_dataset(folder).manifest.quarantine == {"items/null_id": 204}
+    samples = pq.read_table(folder / "quarantine/items.parquet").to_pylist()
+    assert samples[0] == {"cause": "null_id", "item_id": "B0X", "text_title": "a title"}
+
+
+def test_user_ids_of_text_behind_ids_of_integers_are_an_error(
+    small: "SmallWorld", tmp_path: Path
+) -> None:
+    rows = [f"{10 + i % 4},{100 + i % 6},{START_S + i * 60}\n" for i in range(ROWS_SNIFFED)]
+    text = "".join([*rows, *(f"u{row}" for row in rows), "u1,100,1\n"])
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\n" + text)
+    log = dataclasses.replace(small.config().interactions, path=str(tmp_path / "log.csv"))
+    with pytest.raises(ValueError, match=r"'user_id': 20,481 of 40,961 values \(such as u1, u10, "):
+        small.shard(interactions=log)
+    numbers, words = range(ROWS_SNIFFED), [f"u{user}" for user in range(ROWS_SNIFFED + 1)]
+    ids = "\n".join(map(str, [*numbers, *words]))
+    (tmp_path / "users.csv").write_text(f"user_id\n{ids}\n")
+    users = UserColumns(path=str(tmp_path / "users.csv"))
+    with pytest.raises(ValueError, match=r"users\.csv: column 'user_id': 20,481 of 40,961 values"):
+        small.shard(users=users, dataset_dir=str(tmp_path / "second"))
+
+
+def test_a_log_whose_users_are_mostly_unknown_is_no_error(small: "SmallWorld") -> None:
+    small.interactions["user_id"][9:] = [None] * 31
+    small.interactions["timestamp"][:9] = [START_S + day * 86_400 + 1 for day in range(1, 10)]
+    manifest = open_dataset(small.shard()).manifest
+    assert manifest.quarantine == {"interactions/null_id": 31}
+
+
+def csv_log(small: "SmallWorld", folder: Path, *, second: list[str]) -> InteractionColumns:
+    """The log in two files, of which the second has its columns in another order, or others."""
+    folder.mkdir()
+    table = pa.table(small.interactions)
+    write_csv(table.slice(0, 20), folder / "a.csv", sep=",")
+    rest = table.slice(20).append_column("device", [["7"] * 20])
+    write_csv(rest.select(second), folder / "b.csv", sep=",")
+    return InteractionColumns(path=str(folder), time_unit="s")
+
+
+@pytest.mark.parametrize(
+    "second",
+    [["item_id", "user_id", "timestamp"], ["user_id", "device", "item_id", "timestamp"]],
+)
+def test_columns_of_csv_files_go_by_name(
+    small: "SmallWorld", tmp_path: Path, second: list[str]
+) -> None:
+    # Ids that both columns may hold, so that a swap would find known items.
+    small.interactions["user_id"] = [user // 10 + 99 for user in small.interactions["user_id"]]
+    expected = open_dataset(small.shard())
+    columns = csv_log(small, tmp_path / "log", second=second)
+    found = open_dataset(small.shard(interactions=columns, dataset_dir=str(tmp_path / "two")))
+    assert found.users["user_id"].to_pylist() == expected.users["user_id"].to_pylist()
+    assert found.events().item_rows.tolist() == expected.events().item_rows.tolist()
+    assert found.events().times.tolist() == expected.events().times.tolist()
+
+
+def test_a_csv_file_without_a_column_of_the_first_is_named(
+    small: "SmallWorld", tmp_path: Path
+) -> None:
+    columns = csv_log(small, tmp_path / "log", second=["user_id", "timestamp"])
+    with pytest.raises(ValueError, match=r"b\.csv: found no column 'item_id' \(columns: user_id, "):
+        small.shard(interactions=columns)
+
+
+def test_a_csv_file_with_a_row_too_long_is_named(small: "SmallWorld", tmp_path: Path) -> None:
+    columns = csv_log(small, tmp_path / "log", second=["user_id", "item_id", "timestamp"])
+    rows = (tmp_path / "log/b.csv").read_text() + "10,100,1735689600\n" * 30_000
+    (tmp_path / "log/b.csv").write_text(rows + "10,100,1735689600,7\n")
+    with pytest.raises(ValueError, match=r"could not finish \(\S*b\.csv: .*on Line: 30022"):
+        small.shard(interactions=columns)
 
 
 def test_the_zone_of_a_time_of_text_counts(small: "SmallWorld") -> None:

@@ -74,3 +74,32 @@ def test_a_number_of_parts_that_is_none_submits_nothing(num_parts: str) -> None:
     done = subprocess.run(command, text=True, capture_output=True)
     assert done.returncode == 2
     assert f"NUM_PARTS: found '{num_parts}', expected a whole number above 0" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        ("tables", "shard --duckdb_threads 6 --config c.yaml --stage tables"),
+        (
+            "content",
+            "shard --config c.yaml --stage content --part 1 --num_parts 3 --num_workers 6",
+        ),
+        ("manifest", "shard --config c.yaml --stage manifest"),
+    ],
+)
+def test_each_stage_of_sharding_uses_the_cpus_of_its_task(
+    tmp_path: Path, stage: str, words: str
+) -> None:
+    """What the script hands to srun."""
+    for name, text in (("srun", 'echo "srun $*"'), ("scontrol", "true")):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SLURM_CPUS_PER_TASK": "6", "SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "node"}
+    array = ("TASK_ID=1", "TASK_MIN=0", "TASK_MAX=2", "TASK_COUNT=3")
+    slurm |= dict(f"SLURM_ARRAY_{one}".split("=") for one in array)
+    environment = slurm | {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    command = ["bash", SLURM / "data_prep.sbatch", stage, "--config", "c.yaml"]
+    done = subprocess.run(command, text=True, capture_output=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("srun")]
+    assert line.endswith(f"-m data_prep {words}")
