@@ -48,7 +48,7 @@ def inputs_of(inputs: dict[str, Tensor], chosen: slice | Tensor) -> dict[str, Te
         part = {name: value[first:last] for name, value in inputs.items()}
     else:
         part = {name: value[chosen[owner_f]] for name, value in inputs.items()}
-    return part | {"item": part["item"].unique(return_inverse=True)[1]}
+    return part | {"item": torch.unique(part["item"], return_inverse=True)[1]}
 
 
 @dataclass(kw_only=True)
