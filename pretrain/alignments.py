@@ -30,6 +30,7 @@ def user_item(
     scale: Tensor,
     config: NegativesConfig,
     queue: VectorQueue | None,
+    step: int,
 ) -> Contrast:
     """Each sampled position of a history → the item that came next; own items are no negatives."""
     sample_P, place_P = (batch.targets_BT >= 0).nonzero(as_tuple=True)
@@ -45,6 +46,7 @@ def user_item(
         scale=scale,
         config=config,
         queue=queue,
+        step=step,
     )
 
 

@@ -24,7 +24,7 @@ from pretrain.item_loader import ItemLoader, vector_widths_of
 from pretrain.loss_state import LossState
 from pretrain.metrics import ndcg_at_k, recall_at_k, target_ranks
 from pretrain.model import ModelConfig, TwoSpaceModel
-from pretrain.negatives import warn_few_negatives
+from pretrain.negatives import warn_few_negatives, warn_small_queue
 from pretrain.objective import LossConfig, objective
 from pretrain.optim import OptimConfig, build_optimizer, warmup_cosine
 from pretrain.reuse import ReuseConfig, Reused
@@ -194,6 +194,7 @@ class PretrainModule(pl.LightningModule):
             self.log(f"train/{name}", value.float(), batch_size=1)
         if batch_idx % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             warn_few_negatives(result.report, floor=self.loss_config.floor)
+            warn_small_queue(result.report, size=self.loss_config.queue_size)
         return result.loss
 
     def autocast(self) -> torch.autocast:

@@ -36,7 +36,8 @@ class NegativesConfig:
     """Whether an item with the very content of the positive is a negative."""
 
     queue_size: int = 0
-    """Vectors of past steps' items that are negatives too, without gradient; 0 for none."""
+    """Vectors of past steps' items that are negatives too, without gradient; 0 for none. Several
+    times the distinct targets of a step (`train/distinct_targets`)."""
 
     matryoshka: dict[int, float] = field(default_factory=dict)
     """Prefix width → weight of the same losses on the prefixes, beside the whole width's 1."""
@@ -124,6 +125,9 @@ class Contrast:
     negatives: Tensor
     """Negatives that a query of this rank has on average, after masking."""
 
+    distinct_targets: Tensor
+    """Items of every rank that some query is to find."""
+
 
 def contrast(
     query_PD: Tensor,
@@ -137,6 +141,7 @@ def contrast(
     scale: Tensor,
     config: NegativesConfig,
     queue: VectorQueue | None = None,
+    step: int = 0,
 ) -> Contrast:
     """Tell each query's item apart from every rank's distinct targets and from past ones.
 
@@ -151,6 +156,7 @@ def contrast(
         scale: inverse temperature.
         config: which negatives, and how they are corrected.
         queue: past vectors; it takes in this step's at the end.
+        step: number of the global batch, which decides what falls out of a full queue.
     """
     distinct = DistinctItems.of(target_P, rows_n=rows_n)
     rows_G, item_GD = distinct.rows_G, distinct.gather(item_nD)
@@ -197,8 +203,12 @@ def contrast(
             losses_P = info_nce_losses(positive_P - log_q_G[place_P], sums.row_P)
         loss = loss + weight * losses_P.sum() * world_size() / num_queries.clamp(min=1)
     if queue is not None:
-        queue.push(*fresh, draws=num_queries.double())
-    return Contrast(loss=loss, negatives=sums.negatives_P.double().mean())
+        queue.push(*fresh, draws=num_queries.double(), step=step)
+    return Contrast(
+        loss=loss,
+        negatives=sums.negatives_P.double().mean(),
+        distinct_targets=torch.tensor(len(distinct.rows_G)),
+    )
 
 
 def warn_few_negatives(report: dict[str, Tensor], *, floor: int) -> None:
@@ -210,3 +220,14 @@ def warn_few_negatives(report: dict[str, Tensor], *, floor: int) -> None:
                 "raise data.global_batch_size, or set loss.queue_size",
                 *(name, float(report[name]), floor),
             )
+
+
+def warn_small_queue(report: dict[str, Tensor], *, size: int) -> None:
+    """Say so where the queue cannot hold one step, of which logQ then takes all for held."""
+    if 0 < size < int(report["distinct_targets"]):
+        log.warning(
+            "loss.queue_size %d: a step has %d distinct targets, so that most fall out at once and "
+            "logQ overrates how often rare items are negatives; raise it to several steps' "
+            "targets, or set it to 0",
+            *(size, int(report["distinct_targets"])),
+        )

@@ -180,6 +180,7 @@ def objective(
         scale=model.temperature(),
         config=config,
         queue=None if state is None else state.queue,
+        step=step,
     )
     weight = ramped(config.user_item_weight, ramp_steps=config.user_item_ramp_steps, step=step)
     loss = weight * aligned.loss
@@ -187,6 +188,7 @@ def objective(
         "user_item_loss": aligned.loss,
         "user_item_weight": torch.tensor(weight),
         "negatives": aligned.negatives,
+        "distinct_targets": aligned.distinct_targets,
         "scale": model.temperature(),
     }
     if batch.pairs_K2 is not None and state is not None and state.behaviour_temperature is not None:

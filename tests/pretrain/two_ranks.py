@@ -155,7 +155,7 @@ class Trained(nn.Module):
             generator = torch.Generator().manual_seed(5)
             past = nn.functional.normalize(torch.randn(4, 8, generator=generator), dim=-1)
             rows = torch.tensor([11, 2, 7, 5])
-            self.state.queue.push(past, rows, rows // 2, draws=torch.tensor(6.0))
+            self.state.queue.push(past, rows, rows // 2, draws=torch.tensor(6.0), step=2)
 
     def forward(self, batch: Batch) -> Tensor:
         counts = torch.arange(1.0, NUM_ITEMS + 1)
