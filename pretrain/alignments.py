@@ -58,7 +58,7 @@ def item_item(
     scale: Tensor,
     config: NegativesConfig,
 ) -> Contrast:
-    """An item → one that users chose with it (QARM, arXiv 2411.11739, section 3.2).
+    """An item → one that users chose with it (QARM, arXiv 2411.11739).
 
     The trigger is no negative of itself.
     """
