@@ -13,7 +13,7 @@ The classes are not frozen: Lightning moves a batch to its device by setting fie
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -70,6 +70,9 @@ class Batch:
 
     groups_n: Tensor | None = None
     """Content group of each item of `items.rows_n`; None where equal content is unknown."""
+
+    modality_groups_n: dict[str, Tensor] = field(default_factory=dict)
+    """Modality → the same by that content alone, for those whose equal content is known."""
 
     pairs_K2: Tensor | None = None
     """Item-item pairs (trigger, target), as positions in `items.rows_n`; None without them."""

@@ -117,7 +117,7 @@ class DistinctItems:
 
 @dataclass(frozen=True, kw_only=True)
 class Contrast:
-    """One directed loss over the global batch."""
+    """One loss over the global batch."""
 
     loss: Tensor
     """This rank's share: the mean over ranks is the mean over all queries."""
@@ -180,8 +180,7 @@ def contrast(
     exclusions = Exclusions(
         target_P=place_P,
         own_PH=positions_of(own_rows_PH, rows_G=rows_G),
-        group_P=groups_G[place_P] if masked else None,
-        group_G=groups_G if masked else None,
+        groups=(groups_G,) if masked else (),
     )
     loss = query_PD.new_zeros((), dtype=torch.float32)
     width = query_PD.shape[-1]
@@ -213,12 +212,13 @@ def contrast(
 
 def warn_few_negatives(report: dict[str, Tensor], *, floor: int) -> None:
     """Say so where masks leave a query hardly anything to be told apart from."""
-    for name in ("negatives", "item_item_negatives"):
-        if name in report and float(report[name]) < floor:
+    for name, value in report.items():
+        if name.endswith("negatives") and float(value) < floor:
             log.warning(
                 "train/%s: %.1f of each query are left after masking, fewer than loss.floor %d; "
-                "raise data.global_batch_size, or set loss.queue_size",
-                *(name, float(report[name]), floor),
+                "raise data.global_batch_size%s",
+                *(name, float(value), floor),
+                ", or set loss.queue_size" if name == "negatives" else "",
             )
 
 

@@ -217,8 +217,9 @@ def objective(
             config=config,
         )
         weight = ramped(config.pair_weight, ramp_steps=config.pair_ramp_steps, step=step)
-        loss = loss + weight * torch.stack(list(pairs.values())).mean()
-        report |= pairs
+        loss = loss + weight * torch.stack([one.loss for one in pairs.values()]).mean()
+        report |= {f"{name}_loss": one.loss for name, one in pairs.items()}
+        report |= {f"{name}_negatives": one.negatives for name, one in pairs.items()}
         report |= {"content_weight": torch.tensor(weight), "content_scale": scale}
     if config.distil_weight and teacher is not None:
         report["distil_loss"] = distillation(

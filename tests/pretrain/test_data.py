@@ -46,6 +46,8 @@ def test_a_batch_names_its_items_content_groups_and_pairs(toy_dataset: Path) -> 
     assert batch.pairs_K2 is not None
     rows = batch.items.rows_n
     assert batch.groups_n.tolist() == data.groups[rows.numpy()].tolist()
+    assert batch.modality_groups_n.keys() == TOWERS.keys()
+    assert batch.modality_groups_n["text"].tolist() == data.modality_groups["text"][rows].tolist()
     assert data.pairs is not None
     pairs = set(zip(data.pairs.triggers.tolist(), data.pairs.targets.tolist(), strict=True))
     assert {tuple(pair) for pair in rows[batch.pairs_K2].tolist()} <= pairs

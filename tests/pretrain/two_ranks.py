@@ -139,6 +139,10 @@ def make_batch(log: EventLog) -> Batch:
         targets_BT=torch.from_numpy(targets.reshape(samples.targets_BT.shape)),
         states_BT=torch.from_numpy(samples.states_BT),
         groups_n=torch.from_numpy(rows // 2),  # every two items have the same content
+        modality_groups_n={
+            "image": torch.from_numpy(rows // 2),
+            "text": torch.from_numpy(rows // 3),
+        },
         pairs_K2=torch.from_numpy(pair_places.reshape(-1, 2)),
     )
 
