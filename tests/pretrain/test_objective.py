@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.batch import Batch, ItemBatch
+from pretrain.known_vectors import KnownVectors
 from pretrain.loss_state import LossState
 from pretrain.model import ModelConfig, TwoSpaceModel
-from pretrain.objective import LossConfig, Objective, objective
+from pretrain.objective import LossConfig, objective
 from pretrain.towers import TowerConfig
 from pretrain.user_encoder import UserEncoderConfig
 
@@ -28,7 +29,12 @@ CHOSEN = torch.arange(1.0, 17) / torch.arange(1.0, 17).sum()
 PAIRED = CHOSEN.flip(0)
 """How likely each item of the catalogue is a user's target, and a pair's."""
 STEP = 2
-SCALES = {"user": 4.0, "pair": 5.0, "behaviour": 6.0}
+SCALES = {"user": 4.0, "pair": 5.0, "behaviour": 6.0, "target": 7.0}
+ID_VECTORS = KnownVectors(
+    F.normalize(torch.randn(16, 5, generator=torch.Generator().manual_seed(1)), dim=-1),
+    torch.where(torch.arange(16) == 5, -1, torch.arange(16)),
+)
+"""Of all but item 2, whose row is 5."""
 
 
 def make_batch() -> Batch:
@@ -60,16 +66,23 @@ def make_model() -> TwoSpaceModel:
         width=8,
         dropout=0.0,
         user=UserEncoderConfig(layers=1, heads=2, dropout=0.0, history_length=3),
-        ids="none",
+        ids="both",
+        id_dropout=0.0,
     )
     model = TwoSpaceModel(config, backbones={}, feature_widths=WIDTHS, num_items=16)
+    assert model.ids is not None
+    nn.init.normal_(model.ids.weight, std=0.3)
     nn.init.constant_(model.temperature.log_scale, math.log(SCALES["user"]))
     nn.init.constant_(model.pair_temperature.log_scale, math.log(SCALES["pair"]))
     return model
 
 
 def make_state(config: LossConfig) -> LossState:
-    return config.state(width=8, temperature=1 / SCALES["behaviour"])
+    torch.manual_seed(1)
+    state = config.state(width=8, temperature=1 / SCALES["behaviour"], target_width=5)
+    assert state.target_temperature is not None
+    nn.init.constant_(state.target_temperature.log_scale, math.log(SCALES["target"]))
+    return state
 
 
 def one_loss(
@@ -92,11 +105,13 @@ def one_loss(
     return F.softplus(negatives - (logits[target] - log_q[target]))
 
 
-def by_hand(model: TwoSpaceModel, batch: Batch, *, form: str) -> dict[str, Tensor]:
+def by_hand(
+    model: TwoSpaceModel, state: LossState, batch: Batch, *, form: str
+) -> dict[str, Tensor]:
     vectors = model.item_encoder(batch.items)
-    item_nD = vectors.fused_nD
+    item_nD, event_nD = model.encode_items(vectors, batch.items.rows_n)
     states_BSD = model.encode_histories(
-        item_nD, history_BL=batch.history_BL, times_BL=batch.times_BL
+        event_nD, history_BL=batch.history_BL, times_BL=batch.times_BL
     )
     queries = [
         (user, place) for user in range(4) for place in range(2) if TARGETS[user][place] >= 0
@@ -130,18 +145,20 @@ def by_hand(model: TwoSpaceModel, batch: Batch, *, form: str) -> dict[str, Tenso
                 SCALES["pair"] * vectors.modality_nD[right][apart] @ vectors.modality_nD[left][item]
             )
             content.append(logits.logsumexp(0) - logits[apart.index(item)])
+    assert state.target_projection is not None
+    id_vectors_nD = F.normalize(state.target_projection(ID_VECTORS.vectors_KE[ROWS]), dim=-1)
+    known, proxies = [item for item, row in enumerate(ROWS) if row != 5], []
+    for item in known:
+        apart = [one for one in known if one == item or GROUPS[one] != GROUPS[item]]
+        for here, there in ((vectors.fused_nD, id_vectors_nD), (id_vectors_nD, vectors.fused_nD)):
+            logits = SCALES["target"] * there[apart] @ here[item]
+            proxies.append(logits.logsumexp(0) - logits[apart.index(item)])
     return {
         "user_item_loss": torch.stack(users).mean(),
         "item_item_loss": torch.stack(related).mean(),
         "image_text_loss": torch.stack(content).mean(),
+        "collaborative_loss": torch.stack(proxies).mean(),
     }
-
-
-def found_by(model: TwoSpaceModel, batch: Batch, config: LossConfig) -> Objective:
-    return objective(
-        model, batch, config=config, item_probability_N=CHOSEN, step=STEP,
-        state=make_state(config), pair_probability_N=PAIRED,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("form", ["plain", "corrected"])
@@ -150,9 +167,14 @@ def test_every_loss_is_the_one_by_hand_and_their_sum_is_weighed(form: str) -> No
     config = LossConfig(
         logq_form=form, user_item_weight=0.8, user_item_ramp_steps=4,
         behaviour_weight=0.3, behaviour_ramp_steps=6, pair_weight=0.5, pair_ramp_steps=12,
+        collaborative_weight=0.9, collaborative_ramp_steps=9,
     )  # fmt: skip
-    found = found_by(model, batch, config)
-    expected = by_hand(model, batch, form=form)
+    state = make_state(config)
+    found = objective(
+        model, batch, config=config, item_probability_N=CHOSEN, step=STEP, state=state,
+        pair_probability_N=PAIRED, id_vectors=ID_VECTORS,
+    )  # fmt: skip
+    expected = by_hand(model, state, batch, form=form)
     for name, loss in expected.items():
         torch.testing.assert_close(
             found.report[name], loss, msg=lambda text, name=name: f"{name}: {text}"
@@ -161,10 +183,11 @@ def test_every_loss_is_the_one_by_hand_and_their_sum_is_weighed(form: str) -> No
         "user_item_loss": 0.8 * 3 / 4,
         "item_item_loss": 0.3 * 3 / 6,
         "image_text_loss": 0.5 * 3 / 12,
+        "collaborative_loss": 0.9 * 3 / 9,
     }
     total = torch.stack([weights[name] * loss for name, loss in expected.items()]).sum()
     torch.testing.assert_close(found.loss, total)
-    parameters = list(model.parameters())
+    parameters = [*model.parameters(), *state.parameters()]
     grads, by_hands = (
         torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
         for loss in (found.loss, total)

@@ -21,6 +21,8 @@ RUNS = {
     "ddp-sigmoid": "sigmoid_plain",
     "ddp-influence": "influence_plain",
     "ddp-pull": "pull",
+    "ddp-collaborative": "collaborative_plain",
+    "zero2-collaborative": "collaborative_plain",
 }
 """On two ranks → the case of one rank that must give the same."""
 SCRIPT = Path(__file__).with_name("two_ranks.py")
@@ -85,7 +87,7 @@ def test_health_says_the_same_of_gradients_on_two_ranks(
         assert found == pytest.approx(expected, rel=0.2)
 
 
-@pytest.mark.parametrize("case", ["everything", "sigmoid", "influence"])
+@pytest.mark.parametrize("case", ["everything", "sigmoid", "influence", "collaborative"])
 def test_tiles_and_chunks_change_nothing_on_one_rank(
     case: str, on_one_rank: dict[str, dict[str, Tensor]]
 ) -> None:
@@ -108,5 +110,7 @@ def test_the_batch_is_hard_enough(
         assert grads[f"{name}.log_scale"].abs() > 0
     assert grads["model.user_encoder.start_D"].abs().sum() > 0
     assert on_one_rank["sigmoid"]["state.sigmoid_bias.bias"].abs() > 0
+    assert on_one_rank["collaborative"]["state.target_projection.weight"].abs().sum() > 0
+    assert on_one_rank["collaborative"]["state.target_temperature.log_scale"].abs() > 0
     # The queue took this step's items in, dropped the oldest and kept one of the step before.
     assert sorted(grads["queue.age_Q"].unique().tolist())[0] > 0

@@ -51,7 +51,16 @@ REUSE = LossConfig(
     compatibility="influence",
     tile=4,
 )
+COLLABORATIVE = LossConfig(
+    pair_weight=0.5,
+    collaborative_weight=0.6,
+    collaborative_ramp_steps=8,
+    matryoshka={2: 0.5},
+    tile=4,
+)
 CASES = {
+    "collaborative": COLLABORATIVE,
+    "collaborative_plain": dataclasses.replace(COLLABORATIVE, tile=0),
     "default": LossConfig(pair_weight=0.5, gate_balance_weight=0.2),
     "everything": EVERYTHING,
     # The plain twin: all logits at once, all items encoded at once.
@@ -154,7 +163,7 @@ class Trained(nn.Module):
         super().__init__()
         self.model = make_model()
         self.config = CASES[case]
-        self.state = self.config.state(width=8, temperature=0.1)
+        self.state = self.config.state(width=8, temperature=0.1, target_width=5)
         if self.state.queue is not None:  # items of a step before this one
             generator = torch.Generator().manual_seed(5)
             past = nn.functional.normalize(torch.randn(4, 8, generator=generator), dim=-1)
@@ -173,6 +182,7 @@ class Trained(nn.Module):
             pair_probability_N=counts.flip(0) / counts.sum(),
             teacher=make_known(5, lacking=4),
             old=make_known(8, lacking=3),
+            id_vectors=make_known(5, lacking=4),
         ).loss
 
     def found(self, loss: Tensor, grads: dict[str, Tensor | None]) -> dict[str, Tensor]:
