@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.content import ItemContent
+from data_prep.content import ItemContent, reads_of
 from data_prep.events import EventLog
 from data_prep.folders import Folder, open_folder
 from data_prep.manifest import Manifest
@@ -84,10 +84,12 @@ class Dataset:
 
     def content(self) -> ItemContent:
         """Random access to the items' pictures, texts and vectors."""
+        tars = [file for file in self.manifest.files if fnmatch(file.path, "items/*.tar")]
         return ItemContent(
             self.folder,
             num_items=self.num_items,
             items_per_shard=self.manifest.counts["items_per_shard"],
+            reads=reads_of(sum(file.bytes for file in tars)),
         )
 
     def impressions(self, split: Split) -> pa.Table:

@@ -10,10 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.checksums import file_checksum
-from data_prep.item_shards import plan_item_shards
+from data_prep.item_shards import is_finished, plan_item_shards
 from data_prep.manifest import FileEntry, Manifest
 from data_prep.parquet_files import write_parquet
-from data_prep.records import ITEMS_FILE, QUARANTINE_DIR, SPLITS, USERS_FILE, impressions_file
+from data_prep.records import (
+    ITEMS_FILE,
+    QUARANTINE_DIR,
+    SPLITS,
+    USERS_FILE,
+    impressions_file,
+    whole_file,
+)
 from data_prep.settings import ShardConfig, expand_path
 from data_prep.user_shards import plan_user_shards
 from data_prep.work import NOT_IN_RESULT, TablesReport, WorkFiles
@@ -40,7 +47,8 @@ def write_manifest(config: ShardConfig, *, keep_work: bool) -> Manifest:
         items = items.add_column(place, name, presence[name])
     columns = [name for name in facts if name.startswith("has_")]
     write_parquet([items], dataset_dir / ITEMS_FILE, schema=items.schema)
-    shutil.copyfile(work.users, dataset_dir / USERS_FILE)
+    with whole_file(dataset_dir / USERS_FILE) as temporary:
+        shutil.copyfile(work.users, temporary)
     _write_set_aside(presence, dataset_dir)
 
     quarantine = Counter(report.quarantine)
@@ -91,11 +99,13 @@ def _collect_receipts(
     expected = [work.item_receipt(shard.number) for shard in plan_item_shards(config, report)] + [
         work.user_receipt(shard.number) for shard in plan_user_shards(work.dataset_dir, report)
     ]
-    if missing := [path.stem for path in expected if not path.is_file()]:
+    missing = [path.stem for path in expected if not is_finished(path, work.dataset_dir)]
+    if missing:
         raise FileNotFoundError(
             f"{work.dataset_dir}: found {len(expected) - len(missing)} of {len(expected)} tars "
-            f"finished, missing {', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}; run "
-            "python -m data_prep shard --stage content for the parts that failed"
+            f"finished and of their size, missing {', '.join(missing[:5])}"
+            f"{' …' if len(missing) > 5 else ''}; run python -m data_prep shard --stage content "
+            "for the parts that failed"
         )
     return [json.loads(path.read_bytes()) for path in expected]
 

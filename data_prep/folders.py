@@ -49,16 +49,19 @@ class CachedFolder(Folder):
         from filelock import FileLock
 
         target = self.dir / name
-        if target.is_file():
+        if name == MANIFEST_FILE:  # here since the folder was opened
             return target
         if name not in self.files:
             raise FileNotFoundError(
                 f"{self.url}/{name}: found no such file in the manifest; use another dataset"
             )
+        entry = self.files[name]
+        if _is_whole(target, entry):
+            return target
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_name(target.name + ".lock")):
-            if not target.is_file():
-                self._fetch(self.files[name], target)
+            if not _is_whole(target, entry):
+                self._fetch(entry, target)
         return target
 
     def _fetch(self, entry: FileEntry, target: Path) -> None:
@@ -76,6 +79,8 @@ class CachedFolder(Folder):
             try:
                 source.get_file(remote, str(temporary))
                 if file_checksum(temporary) == entry.xxh128:
+                    with temporary.open("rb") as file:
+                        os.fsync(file.fileno())  # or a power cut leaves its size without its bytes
                     temporary.replace(target)
                     return
                 problem = "its checksum is not the manifest's"
@@ -84,6 +89,10 @@ class CachedFolder(Folder):
             temporary.unlink(missing_ok=True)
             time.sleep(0.5 * 2**attempt)
         raise OSError(f"{self.url}/{entry.path}: not fetched in {ATTEMPTS} attempts ({problem})")
+
+
+def _is_whole(copy: Path, entry: FileEntry) -> bool:
+    return copy.is_file() and copy.stat().st_size == entry.bytes
 
 
 def open_folder(dataset_dir: Path | str) -> tuple[Folder, Manifest]:

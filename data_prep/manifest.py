@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data_prep.records import FORMAT, MANIFEST_FILE, SCHEMA_VERSION, FeatureType, replace_file
@@ -20,6 +20,14 @@ class FileEntry:
     """XXH3 of 128 bits; `xxhsum -H2` prints it."""
     samples: int
     """Samples in a tar, rows in a table."""
+
+    def __post_init__(self) -> None:
+        path = PurePosixPath(self.path)
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(
+                f"{MANIFEST_FILE}: found a file {self.path!r}, expected paths inside the dataset "
+                "folder; use a dataset of a source that you trust"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

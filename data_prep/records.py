@@ -7,8 +7,9 @@ said once. numpy is imported where it is used, so that a command's --help starts
 import io
 import math
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -203,30 +204,66 @@ def decode_item(members: dict[str, bytes]) -> ItemRecord:
 
 def replace_file(path: Path, payload: bytes) -> None:
     """Write a file under a temporary name and rename it, so that a kill leaves no half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:  # such as a full disk, of which a left-over would keep a part
-        temporary.unlink(missing_ok=True)
-        raise
-    temporary.replace(path)
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        file.write(payload)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary name to write to; it is renamed at the end, and nothing is left of a failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        yield temporary
-        temporary.replace(path)
+        temporary = temporary_file(path)
+        try:
+            yield temporary
+            put_in_place(temporary, path)
+        finally:
+            discard(temporary)
     except OSError as error:
-        raise OSError(
-            f"{path}: cannot be written ({error}); make room on its disk, then run again"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise cannot_write(path, error) from error
+
+
+def temporary_file(path: Path) -> Path:
+    """A name in the folder `<path>.tmp` that no other writer of the file has, live or killed."""
+    folder = _temporary_folder(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / os.urandom(8).hex()
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Rename a file that is whole, and remove what killed writers left of it.
+
+    A second live writer loses its file by that, and has nothing to rename in the end: what the
+    first wrote stays, as two runs of the same settings write the same bytes.
+    """
+    try:
+        temporary.replace(path)
+    except FileNotFoundError:
+        if not path.is_file():
+            raise
+    remove_left_overs(path)
+
+
+def remove_left_overs(path: Path) -> None:
+    """Remove what writers of a file left that is whole by now."""
+    shutil.rmtree(_temporary_folder(path), ignore_errors=True)
+
+
+def discard(temporary: Path) -> None:
+    """Remove a file that did not become whole; one that was renamed is not there."""
+    temporary.unlink(missing_ok=True)
+    with suppress(OSError):  # not there, or another writer's file lies in it
+        temporary.parent.rmdir()
+
+
+def cannot_write(path: Path, error: OSError) -> OSError:
+    """What to raise where the disk is full, or a file may not be written."""
+    return OSError(
+        f"{path}: cannot be written ({error}); make room on its disk or correct its rights, "
+        "then run again"
+    )
+
+
+def _temporary_folder(path: Path) -> Path:
+    return path.with_name(path.name + ".tmp")

@@ -14,6 +14,7 @@ from multiprocessing import get_context
 from typing import Any
 
 from data_prep.manifest import Manifest
+from data_prep.records import MANIFEST_FILE, remove_left_overs
 from data_prep.relational import build_tables
 from data_prep.settings import RunConfig, ShardConfig, expand_path
 from data_prep.work import TablesReport, WorkFiles, source_fingerprint
@@ -27,7 +28,9 @@ def shard_dataset(config: ShardConfig, run: RunConfig | None = None) -> Manifest
     dataset_dir = expand_path(config.dataset_dir, setting="dataset_dir")
     if (done := _finished(config)) is not None:
         logger.info("%s: complete already, nothing to do", dataset_dir)
-        if not run.keep_work:  # a run that was killed at its very end left it
+        # A run that was killed at its very end left these.
+        remove_left_overs(dataset_dir / MANIFEST_FILE)
+        if not run.keep_work:
             shutil.rmtree(WorkFiles(dataset_dir).dir, ignore_errors=True)
         return done
     if run.stage in ("all", "tables"):

@@ -16,6 +16,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from data_prep.checksums import Payload, content_hash
+from data_prep.records import cannot_write, discard, put_in_place, temporary_file
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
@@ -104,11 +105,13 @@ class TarWriter:
     """Set when the tar is closed."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.index = MemberIndex()
-        self._temporary = path.with_name(path.name + ".tmp")
-        self._file = self._temporary.open("wb", buffering=0)
+        try:
+            self._temporary = temporary_file(path)
+            self._file = self._temporary.open("wb", buffering=0)
+        except OSError as error:
+            raise cannot_write(path, error) from error
         self._digest = xxhash.xxh3_128()
         self._members: list[tuple[int, str, str, Payload]] = []  # sample, key, member, payload
         self._blocks = np.empty((0, BLOCK), np.uint8)  # a chunk; used again for the next
@@ -139,12 +142,12 @@ class TarWriter:
                 if error is None:
                     self._close()
         finally:
-            self._temporary.unlink(missing_ok=True)  # not there where it was renamed
+            discard(self._temporary)
 
     def _close(self) -> None:
         self._flush()
         self._write(END)
-        self._temporary.replace(self.path)
+        put_in_place(self._temporary, self.path)
         self.receipt = Receipt(
             bytes=self._position, xxh128=self._digest.hexdigest(), samples=self._samples
         )
@@ -180,5 +183,8 @@ class TarWriter:
         self._digest.update(chunk)
         self._position += len(chunk)
         left = memoryview(chunk)
-        while left:
-            left = left[self._file.write(left) :]
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            raise cannot_write(self.path, error) from error

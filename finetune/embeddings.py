@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data_prep.dataset import Dataset
+from pretrain.knock_out import refuse_knock_out
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Embeddings:
 
     @staticmethod
     def open(embeddings_dir: Path, dataset: Dataset) -> "Embeddings":
-        """Refuse a folder that is incomplete or of another dataset."""
+        """Refuse a folder that is incomplete, a knock-out or of another dataset."""
         path = embeddings_dir / "embeddings.json"
         if not path.is_file():
             raise FileNotFoundError(
@@ -32,6 +33,7 @@ class Embeddings:
                 "run python -m pretrain embed"
             )
         about = json.loads(path.read_text())
+        refuse_knock_out(embeddings_dir, about.get("without", []))
         ids = pq.read_table(embeddings_dir / "items.parquet", columns=["item_id"])["item_id"]
         if not ids.equals(dataset.items["item_id"]):
             raise ValueError(

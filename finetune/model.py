@@ -12,7 +12,7 @@ from finetune.batches import Batch, CtrTable, EvalBatches
 from finetune.content import SIMILARITIES, Content
 from finetune.data import CtrData
 from finetune.fields import FieldEmbedding
-from finetune.heads import HEADS
+from finetune.heads import HEADS, InputLayout
 from finetune.settings import HeadConfig
 from finetune.vocabulary import ID_FIELDS
 
@@ -32,30 +32,35 @@ class CtrModel(nn.Module):
     def __init__(self, config: HeadConfig, *, data: CtrData, content: Content | None) -> None:
         super().__init__()
         head = HEADS[config.name]
+        width = config.embedding_width if head.uses_fields else 0
         vocabulary = data.vocabulary
         single = [one for one in vocabulary.categorical if one.kind == "categorical"]
+        id_column = {
+            one.owner: column
+            for column, one in enumerate(single)
+            if one.name == ID_FIELDS.get(one.owner)
+        }
         self.fields = FieldEmbedding(
             num_rows=vocabulary.num_rows,
             num_ids=len(single),
             num_multi=len(vocabulary.categorical) - len(single),
             num_numeric=len(vocabulary.numeric) + (len(SIMILARITIES) if content else 0),
-            width=config.embedding_width,
-            id_columns=[
-                (column, one.unknown)
-                for column, one in enumerate(single)
-                if one.name == ID_FIELDS.get(one.owner)
-            ],
+            width=width,
+            id_columns=[(column, single[column].unknown) for column in id_column.values()],
             item_id_rows_I=data.item_id_rows,
             item_IW=content.item_IW if content else None,
             first_order=head.uses_first_order,
             pool_history=not head.uses_history,
         )
-        self.head = head(
-            config,
+        layout = InputLayout(
             num_fields=self.fields.num_fields,
-            field_width=config.embedding_width,
+            field_width=width,
             history_width=self.fields.history_width,
+            history_length=data.history_length,
+            user_field=id_column["user"],  # single-valued ids are the first fields
+            item_field=id_column["item"],
         )
+        self.head = head(config, layout)
 
     def forward(self, batch: Batch) -> Scored:
         """Logits and what the penalty needs."""

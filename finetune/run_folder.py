@@ -133,8 +133,7 @@ def read_config(run_dir: Path) -> FitConfig:
         )
     raw = yaml.safe_load(path.read_text())
     head, train = raw.pop("head"), raw.pop("train")
-    for key in ("hidden", "attention_hidden"):
-        head[key] = tuple(head[key])
+    head = {key: tuple(one) if isinstance(one, list) else one for key, one in head.items()}
     for key in ("dataset_dir", "embeddings_dir", "released", "out_dir"):
         raw[key] = Path(raw[key]) if raw[key] is not None else None
     return FitConfig(

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 Rung = Literal["none", "noise", "raw", "aligned"]
-HeadName = Literal["deepfm", "dcnv2", "din"]
+HeadName = Literal[
+    "lr", "fm", "deepfm", "pnn", "dcnv2", "xdeepfm", "finalmlp", "autoint", "din", "dien", "bst"
+]
 
 
 def _check(ok: bool, key: str, found: object, expected: str) -> None:
@@ -21,31 +23,90 @@ class HeadConfig:
     """The network that turns fields into a click probability."""
 
     name: HeadName = "din"
-    """deepfm (Guo et al. 2017), dcnv2 (Wang et al. 2021) or din (Zhou et al. 2018)."""
+    """Fields alone: lr, fm (Rendle 2010), deepfm (Guo et al. 2017), pnn (Qu et al. 2016), dcnv2
+    (Wang et al. 2021), xdeepfm (Lian et al. 2018), finalmlp (Mao et al. 2023), autoint (Song et
+    al. 2019). Also the history, item by item: din (Zhou et al. 2018), dien (Zhou et al. 2019),
+    bst (Chen et al. 2019)."""
 
     embedding_width: int = 16
-    """Width of one field's vector."""
+    """Width of one field's vector; every head but lr. bst: a multiple of num_heads."""
 
     hidden: tuple[int, ...] = (128, 64)
-    """Widths of the deep part's layers."""
+    """Widths of the deep part's layers; every head but lr and fm. Empty: xdeepfm and autoint have
+    no deep part, finalmlp refuses."""
 
     dropout: float = 0.2
-    """Share of the deep part's units dropped while training."""
+    """Share of the deep part's units dropped while training; every head but lr and fm. bst drops
+    in its transformer too."""
+
+    batch_norm: bool = False
+    """Normalise the deep part's layers over the batch, before their activation; every head but lr
+    and fm."""
+
+    product_type: Literal["inner", "outer"] = "inner"
+    """pnn: products of every two fields, or the outer product of all fields' sum."""
 
     cross_layers: int = 2
     """dcnv2: number of cross layers."""
 
+    low_rank: int | None = None
+    """dcnv2: rank of the experts whose mixture stands for a full matrix; null: the full matrix."""
+
+    num_experts: int = 4
+    """dcnv2: experts of a mixture."""
+
+    cin_hidden: tuple[int, ...] = (16, 16)
+    """xdeepfm: feature maps of the compressed interaction network's layers."""
+
+    second_hidden: tuple[int, ...] | None = None
+    """finalmlp: widths of the second stream's layers; null: as `hidden`, which is the first's."""
+
+    gate_hidden: tuple[int, ...] = (64,)
+    """finalmlp: widths of the gates' layers."""
+
+    attention_layers: int = 2
+    """autoint: layers in which fields attend to fields."""
+
+    attention_width: int = 16
+    """autoint: width of one attention head."""
+
+    num_heads: int = 2
+    """autoint, bst: attention heads. finalmlp: heads of the fusion, a divisor of both streams' last
+    width."""
+
     attention_hidden: tuple[int, ...] = (32,)
     """din: widths of the activation unit's layers."""
 
+    transformer_layers: int = 1
+    """bst: layers of the transformer."""
+
     def __post_init__(self) -> None:
-        width = self.embedding_width
-        _check(width > 0, "head.embedding_width", width, "a positive number")
-        _check(all(h > 0 for h in self.hidden), "head.hidden", self.hidden, "positive widths")
+        for key in ("hidden", "cin_hidden", "second_hidden", "gate_hidden", "attention_hidden"):
+            widths = getattr(self, key) or ()
+            _check(all(h > 0 for h in widths), f"head.{key}", widths, "positive widths")
+        for key in (
+            "embedding_width",
+            "cross_layers",
+            "num_experts",
+            "attention_layers",
+            "attention_width",
+            "num_heads",
+            "transformer_layers",
+        ):
+            _check(getattr(self, key) > 0, f"head.{key}", getattr(self, key), "at least 1")
         _check(0 <= self.dropout < 1, "head.dropout", self.dropout, "a share in [0, 1)")
-        _check(self.cross_layers > 0, "head.cross_layers", self.cross_layers, "at least 1")
-        widths = self.attention_hidden
-        _check(all(h > 0 for h in widths), "head.attention_hidden", widths, "positive widths")
+        rank = self.low_rank
+        _check(rank is None or rank > 0, "head.low_rank", rank, "null or at least 1")
+        _check(len(self.cin_hidden) > 0, "head.cin_hidden", self.cin_hidden, "at least one layer")
+        multiple = f"a multiple of head.num_heads, {self.num_heads}"
+        if self.name == "bst":
+            width = self.embedding_width
+            _check(width % self.num_heads == 0, "head.embedding_width", width, multiple)
+        if self.name == "finalmlp":
+            for key in ("hidden", "second_hidden"):
+                widths = getattr(self, key)
+                ok = widths is None or (len(widths) > 0 and widths[-1] % self.num_heads == 0)
+                _check(ok, f"head.{key}", widths, f"at least one layer, the last {multiple}")
 
 
 @dataclass(frozen=True, kw_only=True)

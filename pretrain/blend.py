@@ -6,14 +6,13 @@ it, its counts and the items' ages are further scores, and a blend weighs them a
 softmax over the catalogue, learnt on cases that are later than the log (ListNet, Cao et al. 2007,
 with one relevant item a list), so that what nobody has chosen yet gets the weight it deserves.
 
-Shapes: B cases, N catalogue items, C candidates, K sampled candidates, S signals.
+Shapes: B cases, N catalogue items, K sampled candidates, S signals.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,48 +20,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
 from data_prep.records import replace_file
-from pretrain.baselines import Floats
-from pretrain.blend_signals import Log, SignalConfig, Signals, born_years
-from pretrain.cases import (
-    Cases,
-    columns_of,
-    read,
-    read_cases,
-    read_catalogue,
-    read_choices,
-    rows_of,
-)
-from pretrain.metrics import PADDING
-from pretrain.scorers import Scorer, released_scorer
-
-log = logging.getLogger(__name__)
+from pretrain.blend_samples import Question, draw_sample
+from pretrain.blend_signals import SignalConfig, Signals
+from pretrain.case_times import TimestampUnit
+from pretrain.knock_out import refuse_knock_out, without_of_vectors
 
 SCHEMA_VERSION = 1
-CHUNK = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """Cases and the log that they are asked of; all paths are Parquet."""
-
-    cases: Path
-    """user_id, history, targets, and what else `evaluate` reads of cases."""
-
-    train: Path
-    """user_id and item_id of what was chosen before; `timestamp`, where there is one, says what is
-    recent."""
-
-    candidates: Path | None = None
-    """item_id of what is ranked; null: the whole catalogue."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +44,10 @@ class Blend:
 
     weights: Mapping[str, float]
     """Signal → its weight."""
+
+    newest_event: int | None = None
+    """Newest event of the cases, logs and release it was learnt on, unix milliseconds; None: not
+    known."""
 
     def scores(self, signals: Signals, cases: slice) -> Tensor:
         """Weighted sum of the signals [B, N].
@@ -109,11 +83,14 @@ def blend(
     max_candidates: int = 4096,
     l2: float = 1e-3,
     seed: int = 0,
+    timestamp_unit: TimestampUnit = "auto",
+    allow_look_ahead: bool = False,
 ) -> None:
     """Learn one blend on all questions, each of the same weight; users weigh the same within one.
 
-    The cases must be later than what the release and the logs were made of, and must not be those
-    that are reported later: validation, as a rule. Then `evaluate --blend` ranks with it.
+    The cases must be later than what the release and the logs were made of, and earlier than those
+    that are reported later: validation, as a rule. Then `evaluate --blend` ranks with it. Where
+    both sides have times, both are checked.
 
     Args:
         questions: JSON list of {"cases", "train", "candidates"}.
@@ -127,13 +104,23 @@ def blend(
         max_candidates: most candidates a case, drawn evenly.
         l2: penalty on the squared weights.
         seed: of both draws.
+        timestamp_unit: of the logs' `timestamp` where the cases have `at_time`: s, ms or us for
+            numbers; auto: timestamps or dates.
+        allow_look_ahead: accept a release or a log that has seen the time of its cases; `out`
+            records it.
+
+    Raises:
+        ValueError: a release or a log that is not older than its cases, or that lacks what the
+            signals need.
     """
     signals = signals or SignalConfig()
+    for path in vectors:
+        refuse_knock_out(path, without_of_vectors([path]))
     if not questions:
         raise ValueError("questions: found none, expected at least one")
     rng = np.random.default_rng(seed)
     sampled = [
-        _sample(
+        draw_sample(
             question,
             rng,
             vectors=vectors,
@@ -143,23 +130,29 @@ def blend(
             config=signals,
             num_cases=max(1, max_cases // len(questions)),
             max_candidates=max_candidates,
+            timestamp_unit=timestamp_unit,
+            allow_look_ahead=allow_look_ahead,
         )
         for question in questions
     ]
-    names = sampled[0][0]
-    weights, losses = fit_weights([values for _, values in sampled], names=names, l2=l2)
+    weights, losses = fit_weights(
+        [one.values_BKS for one in sampled], names=sampled[0].names, l2=l2
+    )
+    newest = [event for one in sampled if (event := one.times.newest()) is not None]
     about = {
         "questions": [
             {key: value and str(value) for key, value in dataclasses.asdict(one).items()}
             for one in questions
         ],
-        "num_cases": [len(values) for _, values in sampled],
+        "num_cases": [len(one.values_BKS) for one in sampled],
+        "times": [dataclasses.asdict(one.times) for one in sampled],
         "log_loss": losses,
     }
     result = {
         "schema_version": SCHEMA_VERSION,
         "signals": dataclasses.asdict(signals),
         "weights": weights,
+        "newest_event": max(newest, default=None),
         "about": about,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -194,56 +187,16 @@ def load_blend(path: Path) -> Blend:
             key: tuple(value) if isinstance(value, list) else value
             for key, value in found["signals"].items()
         }
-        return Blend(signals=SignalConfig(**entries), weights=weights)
+        newest = found.get("newest_event")
+        return Blend(
+            signals=SignalConfig(**entries),
+            weights=weights,
+            newest_event=None if newest is None else int(newest),
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path}: found {error}, expected what python -m pretrain blend wrote; learn it again"
         ) from error
-
-
-def open_signals(
-    asked: Cases,
-    train: Path,
-    *,
-    config: SignalConfig,
-    catalogue: pa.Array,
-    vector_NDs: Mapping[str, Floats],
-    items: Path | None,
-    release: Scorer | None,
-) -> Signals:
-    """Read what the signals of these cases need beside the vectors."""
-    if config.born and items is None:
-        raise ValueError(
-            f"items: found none, expected a Parquet with {config.born!r} (signals.born)"
-        )
-    born_N = None
-    if config.born and items is not None:
-        table = read(items, "item_id", config.born)
-        born_N = np.full(len(catalogue), np.nan)
-        rows = rows_of(table, catalogue=catalogue, where=items)
-        born_N[rows] = born_years(table[config.born], unit=config.born_unit)
-        if bool((asked.at_times_B <= 1).all()):
-            raise ValueError("cases: found no at_time, expected one: an age is that at a time")
-    return Signals(
-        asked,
-        read_log(train, catalogue=catalogue, recent_share=config.recent_share),
-        config=config,
-        vector_NDs=vector_NDs,
-        born_N=born_N,
-        release=release,
-    )
-
-
-def read_log(train: Path, *, catalogue: pa.Array, recent_share: float) -> Log:
-    """Read who chose what, and what was chosen lately where there are times."""
-    recent_N = None
-    if "timestamp" in columns_of(train):
-        table = read(train, "item_id", "timestamp")
-        time = np.asarray(table["timestamp"].cast(pa.int64()).to_numpy())
-        late = pa.array(time > np.quantile(time, 1 - recent_share))
-        rows = rows_of(table.filter(late), catalogue=catalogue, where=train)
-        recent_N = np.bincount(rows, minlength=len(catalogue)).astype(np.float32)
-    return Log(train_UN=read_choices(train, catalogue=catalogue), recent_N=recent_N)
 
 
 def fit_weights(
@@ -280,84 +233,3 @@ def fit_weights(
     learnt = float(log_loss().detach())
     weights = dict(zip(names, weight_S.detach().tolist(), strict=True))
     return weights, {"even": even, "learnt": learnt}
-
-
-def _sample(
-    question: Question,
-    rng: np.random.Generator,
-    *,
-    vectors: list[Path],
-    released: Path | None,
-    items: Path | None,
-    users: Path | None,
-    config: SignalConfig,
-    num_cases: int,
-    max_candidates: int,
-) -> tuple[list[str], Tensor]:
-    """Names of the signals and their values [B, K, S] of drawn cases and candidates."""
-    columns = [*config.content, *(["aligned", "event"] if released else [])]
-    catalogue, vector_NDs = read_catalogue(vectors, columns=list(dict.fromkeys(columns)), tables=[])
-    everything = read_cases(question.cases, catalogue=catalogue)
-    drawn_B = draw_cases(everything.users_B, rng, num_cases=num_cases)
-    asked = everything.take(drawn_B)
-    release = None
-    if released is not None:
-        release = released_scorer(
-            released,
-            asked,
-            vector_NDs=vector_NDs,
-            vectors=vectors,
-            users=None if users is None else (users, question.cases),
-            case_rows=drawn_B,
-        )
-    signals = open_signals(
-        asked,
-        question.train,
-        config=config,
-        catalogue=catalogue,
-        vector_NDs=vector_NDs,
-        items=items,
-        release=release,
-    )
-    ranked_C = np.arange(len(catalogue))
-    if question.candidates is not None:
-        table = read(question.candidates, "item_id")
-        ranked_C = rows_of(table, catalogue=catalogue, where=question.candidates)
-    columns_BK = _draw_candidates(asked, ranked_C, rng, size=max_candidates)
-    names: list[str] = []
-    parts = []
-    for start in track(
-        range(0, len(drawn_B), CHUNK), description=f"signals of {question.cases.name}"
-    ):
-        cases = slice(start, min(start + CHUNK, len(drawn_B)))
-        chosen_BK = columns_BK[cases]
-        values = {
-            name: values_BN.expand(len(chosen_BK), -1).gather(1, chosen_BK.clamp(min=0))
-            for name, values_BN in signals.each(cases)
-        }
-        names = list(values)
-        values_BKS = torch.stack(list(values.values()), dim=2)
-        values_BKS[..., 0].masked_fill_(chosen_BK == PADDING, math.nan)
-        parts.append(values_BKS)
-    return names, torch.cat(parts)
-
-
-def draw_cases(users_B: Tensor, rng: np.random.Generator, *, num_cases: int) -> np.ndarray:
-    """Rows of at most `num_cases` distinct cases, every user as likely as any other."""
-    _, user_B, count_U = np.unique(users_B.numpy(), return_inverse=True, return_counts=True)
-    weight_B = 1 / count_U[user_B]
-    size = min(num_cases, len(weight_B))
-    return np.sort(rng.choice(len(weight_B), size, replace=False, p=weight_B / weight_B.sum()))
-
-
-def _draw_candidates(
-    asked: Cases, ranked_C: np.ndarray, rng: np.random.Generator, *, size: int
-) -> Tensor:
-    """Catalogue rows [B, K]: one target of each case, then others; padding where it is masked."""
-    rows = []
-    for targets_T, masked_M in zip(asked.targets_BT, asked.masked_BM, strict=True):
-        present = targets_T[targets_T != PADDING].numpy()
-        others = ranked_C if len(ranked_C) <= size else rng.choice(ranked_C, size, replace=False)
-        closed = np.isin(others, np.concatenate([present, masked_M.numpy()]))
-        rows.append(np.r_[rng.choice(present), np.where(closed, PADDING, others)])
-    return torch.from_numpy(np.stack(rows))

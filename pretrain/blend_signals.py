@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pretrain.baselines import ContentKNN, Floats
-from pretrain.cases import Cases
+from pretrain.cases import Cases, columns_of, read, read_choices, rows_of
 from pretrain.content_ease import ContentEASE
 from pretrain.scorers import Scorer, baseline_scorer
 
@@ -144,6 +145,51 @@ class Signals:
                 inside_BN = (group_BN == group).float()
                 yield name, inside_BN
                 yield f"{name}_of_new", inside_BN * self.new_N
+
+
+def open_signals(
+    asked: Cases,
+    train: Path,
+    *,
+    config: SignalConfig,
+    catalogue: pa.Array,
+    vector_NDs: Mapping[str, Floats],
+    items: Path | None,
+    release: Scorer | None,
+) -> Signals:
+    """Read what the signals of these cases need beside the vectors."""
+    if config.born and items is None:
+        raise ValueError(
+            f"items: found none, expected a Parquet with {config.born!r} (signals.born)"
+        )
+    born_N = None
+    if config.born and items is not None:
+        table = read(items, "item_id", config.born)
+        born_N = np.full(len(catalogue), np.nan)
+        rows = rows_of(table, catalogue=catalogue, where=items)
+        born_N[rows] = born_years(table[config.born], unit=config.born_unit)
+        if not asked.has_times:
+            raise ValueError("cases: found no at_time, expected one: an age is that at a time")
+    return Signals(
+        asked,
+        read_log(train, catalogue=catalogue, recent_share=config.recent_share),
+        config=config,
+        vector_NDs=vector_NDs,
+        born_N=born_N,
+        release=release,
+    )
+
+
+def read_log(train: Path, *, catalogue: pa.Array, recent_share: float) -> Log:
+    """Read who chose what, and what was chosen lately where there are times."""
+    recent_N = None
+    if "timestamp" in columns_of(train):
+        table = read(train, "item_id", "timestamp")
+        time = np.asarray(table["timestamp"].cast(pa.int64()).to_numpy())
+        late = pa.array(time > np.quantile(time, 1 - recent_share))
+        rows = rows_of(table.filter(late), catalogue=catalogue, where=train)
+        recent_N = np.bincount(rows, minlength=len(catalogue)).astype(np.float32)
+    return Log(train_UN=read_choices(train, catalogue=catalogue), recent_N=recent_N)
 
 
 def age_groups(edges: tuple[float, ...]) -> list[str]:

@@ -41,13 +41,19 @@ class Cases:
     """The histories as a matrix of ones."""
 
     masked_BM: Tensor
-    """Catalogue rows that are never proposed: the history, or what the table names instead."""
+    """Catalogue rows that are never proposed: the history, or what the table names instead (see
+    also `case_masks.py`)."""
 
     times_BL: Tensor
     """Unix milliseconds of the events, 0 where the table gives none and where padded."""
 
     at_times_B: Tensor
     """Unix milliseconds of the moment asked about, 1 where the table gives none."""
+
+    @property
+    def has_times(self) -> bool:
+        """Whether the table says when its questions were asked."""
+        return bool((self.at_times_B > 1).any())
 
     def take(self, rows: Rows) -> Cases:
         """These cases, in this order."""
@@ -128,7 +134,7 @@ def read_cases(path: Path, *, catalogue: pa.Array) -> Cases:
             )
         rows = rows_of(table, catalogue=catalogue, where=path, column=name)
         sizes = pc.list_value_length(table[name]).to_numpy()
-        padded[name] = _padded(rows, sizes, filler=PADDING)
+        padded[name] = padded_rows(rows, sizes, filler=PADDING)
         case = np.repeat(np.arange(len(table)), sizes)
         matrix = sp.csr_matrix(
             (np.ones(len(rows), np.float32), (case, rows)), shape=(len(table), len(catalogue))
@@ -144,7 +150,7 @@ def read_cases(path: Path, *, catalogue: pa.Array) -> Cases:
                 "many as their history, expected one time an event"
             )
         flat = table["history_times"].combine_chunks().flatten().to_numpy().astype(np.int64)
-        times_BL = _padded(flat, sizes, filler=0)
+        times_BL = padded_rows(flat, sizes, filler=0)
         at_times_B = torch.from_numpy(table["at_time"].to_numpy().astype(np.int64))
     faults = {
         "repeated targets": int((matrices["targets"].data > 1).sum()),
@@ -166,7 +172,7 @@ def read_cases(path: Path, *, catalogue: pa.Array) -> Cases:
     )
 
 
-def _padded(values: Rows, sizes: Rows, *, filler: int) -> Tensor:
+def padded_rows(values: Rows, sizes: Rows, *, filler: int) -> Tensor:
     """Lists one after the other → one row a list, filled up behind the last value."""
     ends = np.r_[0, np.cumsum(sizes)]
     case = np.repeat(np.arange(len(sizes)), sizes)

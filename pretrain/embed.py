@@ -53,7 +53,8 @@ def embed(
         batch_size: items or users in one pass.
         seed: decides the untrained state of towers that started from random weights.
         without: modalities that are knocked out, as if every item lacked them: what do the others
-            carry? Items of nothing else keep theirs.
+            carry? Items of nothing else keep theirs. embeddings.json records it, and only
+            `evaluate` takes such vectors.
     """
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     release, dataset = load_released(released), open_dataset(dataset_dir)
@@ -95,6 +96,7 @@ def embed(
         "newest_event": release.newest_event,
         "width": release.width,
         "raw_width": raw_NF.shape[1],
+        "without": sorted(set(without or [])),
     }
     replace_file(out_dir / "embeddings.json", json.dumps(about, indent=2).encode())
     log.info("%s: %d items, %d users", out_dir, len(items), len(users))

@@ -68,7 +68,12 @@ class ItemLoader:
         self._stored_ids = isinstance(text, TextPreprocessor) and self._has_ids_of(text, dataset)
 
     def load(self, rows: Sequence[int] | NDArray[np.int64]) -> ItemBatch:
-        """Inputs of these items, in this order."""
+        """Inputs of these items, in this order.
+
+        A modality's content of all items is taken before any of it is decoded: where the tars
+        exceed the memory, the disk then has a whole batch to read at once (`MappedFile.span`), and
+        in the order it lies there if the rows are sorted, as those of a training step are.
+        """
         rows_n = np.asarray(rows, np.int64)
         if self.cached_features is not None:
             return self.cached_features.load(rows_n)
@@ -85,7 +90,7 @@ class ItemLoader:
             elif isinstance(one, TextPreprocessor):
                 made = self._texts(asked, one)
             else:
-                made = one.batch([self._vector(row, name) for row in asked])
+                made = one.batch(self._vectors(asked, name))
             inputs[name], presence[name] = made
         return ItemBatch(rows_n=torch.from_numpy(rows_n), inputs=inputs, presence=presence)
 
@@ -127,19 +132,25 @@ class ItemLoader:
 
     def _texts(self, rows: list[int], preprocessor: TextPreprocessor) -> Inputs:
         if not self._stored_ids:
-            return preprocessor.batch([self._text(row, preprocessor) for row in rows])
+            return preprocessor.batch(self._joined(rows, preprocessor))
         length = preprocessor.config.max_tokens
         return preprocessor.from_ids(
             *self.content.tokens(rows, length=length, padding=preprocessor.padding)
         )
 
-    def _text(self, row: int, preprocessor: TextPreprocessor) -> str:
-        body = self.content.json(row)
-        return preprocessor.join(json.loads(bytes(body))["texts"]) if body is not None else ""
+    def _joined(self, rows: list[int], preprocessor: TextPreprocessor) -> list[str]:
+        bodies = [self.content.json(row) for row in rows]
+        return [
+            preprocessor.join(json.loads(bytes(body))["texts"]) if body is not None else ""
+            for body in bodies
+        ]
 
-    def _vector(self, row: int, name: str) -> NDArray[np.float32] | None:
-        payload = self.content.member(vector_member(name), row)
-        return None if payload is None else decode_npy(bytes(payload)).astype(np.float32)
+    def _vectors(self, rows: list[int], name: str) -> list[NDArray[np.float32] | None]:
+        payloads = [self.content.member(vector_member(name), row) for row in rows]
+        return [
+            None if payload is None else decode_npy(bytes(payload)).astype(np.float32)
+            for payload in payloads
+        ]
 
     def _has_ids_of(self, text: TextPreprocessor, dataset: Dataset) -> bool:
         """Whether the ids made at shard time are those that this tower's tokenizer gives."""
@@ -159,7 +170,7 @@ class ItemLoader:
         count = min(CHECKED_TEXTS, dataset.num_items)
         rows = np.linspace(0, dataset.num_items - 1, count).astype(int).tolist()
         ids, counts = self.content.tokens(rows, length=tower.max_tokens, padding=text.padding)
-        ours, presence = text.batch([self._text(row, text) for row in rows])
+        ours, presence = text.batch(self._joined(rows, text))
         theirs, stored_presence = text.from_ids(ids, counts)
         if torch.equal(presence, stored_presence) and torch.equal(ours["tokens"], theirs["tokens"]):
             return True

@@ -23,6 +23,7 @@ from data_prep.dataset import Dataset
 from pretrain.batch import Batch
 from pretrain.collectives import world_size
 from pretrain.id_map import rows_of_ids
+from pretrain.knock_out import refuse_knock_out
 from pretrain.negatives import DistinctItems
 
 LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
@@ -60,7 +61,7 @@ class KnownVectors:
         """Read the `aligned` vectors of a folder of `python -m pretrain embed`.
 
         Raises:
-            ValueError: no such folder, or none of its items is in the dataset.
+            ValueError: no such folder, a knock-out, or none of its items is in the dataset.
         """
         about_file = embeddings_dir / "embeddings.json"
         if not about_file.is_file():
@@ -69,6 +70,7 @@ class KnownVectors:
                 "python -m pretrain embed"
             )
         about = json.loads(about_file.read_text())
+        refuse_knock_out(embeddings_dir, about.get("without", []))
         return cls.read(
             embeddings_dir / "items.parquet",
             column="aligned",

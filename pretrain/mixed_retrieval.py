@@ -6,12 +6,12 @@ and items of two releases meet. Shapes: B cases, N items, D width.
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,11 +20,17 @@ from rich.console import Console
 from torch import Tensor
 
 from data_prep.records import replace_file
-from pretrain.cases import Cases, read_cases, read_catalogue
-from pretrain.evaluate import results_table
-from pretrain.metrics import mean_over_users, ndcg_at_k, rank_catalogue, recall_at_k
+from pretrain.case_times import CaseTimes
+from pretrain.cases import Cases, Floats, read_cases, read_catalogue
+from pretrain.knock_out import refuse_knock_out, without_of
+from pretrain.metrics import rank_catalogue
+from pretrain.rank_figures import rank_figures, results_table
+from pretrain.scorers import open_release, released_users
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from pretrain.release import Release
+
+ITEMS_FILE = "items.parquet"
 
 
 @dataclass(frozen=True)
@@ -71,34 +77,41 @@ def mixed_retrieval(
     old_released: Path,
     old_embeddings: Path,
     *,
+    users: Path | None = None,
     protocol: str = "mixed",
     k: int = 20,
     chunk: int = 256,
     seed: int = 0,
     note: str = "",
+    allow_look_ahead: bool = False,
 ) -> dict[str, Any]:
     """Rank the catalogue with users and items of two releases, alone and mixed, side by side.
 
     `new_new` and `old_old` are the releases by themselves, `new_old` new users against old items,
     `old_new` the reverse, `new_half` new users against items of which half are new. Compatible:
     `new_old` is not below `old_old`, so that the update already pays before anything is encoded
-    anew. The history is masked, ties are broken against the system, as in `evaluate`.
+    anew. Cases mean what they mean to `evaluate`: `masked`, times and ties are taken as there.
 
     Args:
-        cases: Parquet with user_id, history and targets (lists of item ids); one row a question.
+        cases: Parquet with user_id, history and targets (lists of item ids), and what else
+            `evaluate` reads of cases; one row a question.
         out: JSON to write, of the shape that `evaluate` writes.
         new_released: released checkpoint.
         new_embeddings: folder of python -m pretrain embed with it.
         old_released: the older released checkpoint.
         old_embeddings: folder of embed with that one, on the same dataset.
+        users: Parquet with user_id and the user features that the releases read.
         protocol: name of the protocol that the cases follow.
         k: places that count.
         chunk: cases that are scored at a time.
         seed: decides which half of the items is new.
         note: what a reader must know of the figures; kept beside them.
+        allow_look_ahead: rank all the same with a release that has seen the time of the cases;
+            `out` records it.
 
     Raises:
-        ValueError: embeddings of other releases or of two catalogues, spaces of two widths.
+        ValueError: embeddings of other releases or of two catalogues, a knock-out, spaces of two
+            widths, a release that has seen the time of the cases.
     """
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     new_ids, new_vectors = _vectors(new_embeddings)
@@ -110,13 +123,40 @@ def mixed_retrieval(
             "on one dataset"
         )
     asked = read_cases(cases, catalogue=new_ids)
-    new = _space(new_released, new_embeddings, new_vectors, asked=asked, chunk=chunk)
-    old = _space(old_released, old_embeddings, old_vectors, asked=asked, chunk=chunk)
+    new_release, old_release = (
+        open_release(released, vectors=[embeddings / ITEMS_FILE])
+        for released, embeddings in ((new_released, new_embeddings), (old_released, old_embeddings))
+    )
+    times = CaseTimes.of(
+        asked,
+        cases=cases,
+        newest={"new": new_release.newest_event, "old": old_release.newest_event},
+        allowed=allow_look_ahead,
+    )
+
+    def space(release: Release, vectors: dict[str, Floats]) -> Space:
+        """A release's users, by its own event vectors of their histories, and its items."""
+        users_of = released_users(
+            release,
+            asked,
+            event_ND=vectors["event"],
+            users=None if users is None else (users, cases),
+        )
+        starts = range(0, len(asked.users_B), chunk)
+        user_BD = torch.cat([users_of(slice(start, start + chunk)) for start in starts])
+        return Space(user_BD, torch.from_numpy(vectors["aligned"]))
+
+    new, old = space(new_release, new_vectors), space(old_release, old_vectors)
     systems = {
-        name: _metrics(one, asked=asked, k=k, chunk=chunk)
+        name: _figures(one, asked=asked, k=k, chunk=chunk)
         for name, one in mixtures(new, old, seed=seed).items()
     }
-    about = {"n_cases": len(asked.users_B), "n_candidates": len(new_ids), "note": note}
+    about = {
+        "n_cases": len(asked.users_B),
+        "n_candidates": len(new_ids),
+        "note": note,
+        "times": dataclasses.asdict(times),
+    }
     result = {protocol: systems, "about": {protocol: about}}
     out.parent.mkdir(parents=True, exist_ok=True)
     replace_file(out, json.dumps(result, indent=2).encode())
@@ -124,48 +164,22 @@ def mixed_retrieval(
     return result
 
 
-def _vectors(embeddings: Path) -> tuple[pa.Array, dict[str, Tensor]]:
-    ids, found = read_catalogue(
-        [embeddings / "items.parquet"], columns=["aligned", "event"], tables=[]
-    )
-    return ids, {name: torch.from_numpy(matrix) for name, matrix in found.items()}
-
-
-def _space(
-    released: Path, embeddings: Path, vectors: dict[str, Tensor], *, asked: Cases, chunk: int
-) -> Space:
-    """One release's users, by its own event vectors of their histories, and its items."""
-    from pretrain.release import load_released  # as in evaluate: quick where it is not needed
-
-    release = load_released(released)
-    maker = json.loads((embeddings / "embeddings.json").read_text())["release_fingerprint"]
-    if maker != release.fingerprint:
-        raise ValueError(
-            f"{embeddings}: found vectors of the release {maker[:12]}, expected those of "
-            f"{released} ({release.fingerprint[:12]}); run python -m pretrain embed again"
+def _vectors(embeddings: Path) -> tuple[pa.Array, dict[str, Floats]]:
+    if not (embeddings / "embeddings.json").is_file():
+        raise FileNotFoundError(
+            f"{embeddings}: found no embeddings.json, expected an embeddings folder; write one "
+            "with python -m pretrain embed"
         )
-    users = []
-    for history_BL in torch.split(asked.history_BL, chunk):
-        # Constant times before the moment asked, as in evaluate.
-        times_BL = torch.zeros_like(history_BL)
-        at_times_B = torch.ones(len(history_BL), dtype=torch.int64)
-        users.append(release.encode_histories(vectors["event"], history_BL, times_BL, at_times_B))
-    return Space(torch.cat(users), vectors["aligned"])
+    refuse_knock_out(embeddings, without_of(embeddings))
+    return read_catalogue([embeddings / ITEMS_FILE], columns=["aligned", "event"], tables=[])
 
 
-def _metrics(space: Space, *, asked: Cases, k: int, chunk: int) -> dict[str, float]:
+def _figures(space: Space, *, asked: Cases, k: int, chunk: int) -> dict[str, float]:
     ranks_BT = rank_catalogue(
         space.user_BD,
         space.item_ND,
         target_rows=asked.targets_BT,
-        masked_rows=asked.history_BL,
+        masked_rows=asked.masked_BM,
         chunk=chunk,
     )
-    recall = mean_over_users(recall_at_k(ranks_BT, k=k), users_B=asked.users_B)
-    ndcg = mean_over_users(ndcg_at_k(ranks_BT, k=k), users_B=asked.users_B)
-    return {
-        f"recall@{k}": recall.mean,
-        f"ndcg@{k}": ndcg.mean,
-        "se": recall.se,
-        "n_users": recall.num_users,
-    }
+    return rank_figures(ranks_BT, users_B=asked.users_B, k=k)

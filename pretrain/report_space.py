@@ -123,8 +123,10 @@ def space_sections(
 def space_sentence(space: Space) -> str:
     """How much of the width the items use."""
     one = space.directions["aligned"]
+    without = space.about.get("without", [])
+    part = f" without {' and '.join(without)}" if without else ""
     return (
-        f"The aligned vectors of {len(space.item_ids):,} items have an effective rank of "
+        f"The aligned vectors{part} of {len(space.item_ids):,} items have an effective rank of "
         f"{one.effective_rank:.0f} of {len(one.variance_W)}; the map's two directions hold "
         f"{one.in_plane:.0%} of their variance."
     )

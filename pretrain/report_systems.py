@@ -6,21 +6,43 @@ import html
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
-from data_prep.figures import GREY, RUST, house_style, new_figure, svg
+from data_prep.figures import BLUE, GREY, RUST, house_style, new_figure, svg
 from data_prep.html_page import Html, figure, join, section, table
-from pretrain.system_figures import OURS, Protocol, System
+from pretrain.system_figures import Protocol, System
+from pretrain.system_names import BLENDED, OURS, Kind, whole
 
+_COLOURS: dict[Kind, str] = {"ours": RUST, "knock_out": BLUE, "other": GREY}
 _SHOWN = {"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR"}
 
 
 def verdict(protocol: Protocol) -> str | None:
-    """Ours against the best of the others, in one sentence; None where either is missing."""
-    ours = [system for system in protocol.systems if system.is_ours]
-    others = [system for system in protocol.systems if not system.is_ours]
-    if not ours or not others:
-        return None
+    """The release and its blend against the best of the others, in a sentence each.
+
+    None where there is nothing of ours or no other.
+    """
+    others = [system for system in protocol.systems if system.kind == "other"]
+    said = [
+        _verdict(protocol, ours, others)
+        for name in (OURS, BLENDED)
+        if others and (ours := [system for system in protocol.systems if system.name == name])
+    ]
+    return " ".join(said) or None
+
+
+def system_sections(protocols: Sequence[Protocol]) -> list[Html]:
+    """A section a protocol."""
+    return [_section(protocol) for protocol in protocols]
+
+
+def shown_name(metric: str) -> str:
+    """recall@20 → Recall@20."""
+    name, at, k = metric.partition("@")
+    return f"{_SHOWN.get(name, name)}{at}{k}"
+
+
+def _verdict(protocol: Protocol, ours: Sequence[System], others: Sequence[System]) -> str:
     best = max(others, key=lambda system: system.recall)
-    mean = fmean(system.recall for system in ours)
+    mean = _recall(ours)
     runs = f" (mean of {len(ours)} files)" if len(ours) > 1 else ""
     against = (
         f"{mean / best.recall:.2f} times the best other system here"
@@ -28,8 +50,8 @@ def verdict(protocol: Protocol) -> str | None:
         else "where no other system finds anything; the first of them is"
     )
     sentence = (
-        f"{protocol.name}: ours finds {shown_name(protocol.metric)} {mean:.4f}{runs}, {against} "
-        f"({best.label}: {best.recall:.4f})"
+        f"{protocol.name}: {ours[0].name} finds {shown_name(protocol.metric)} {mean:.4f}{runs}, "
+        f"{against} ({best.label}: {best.recall:.4f})"
     )
     bounds = [one for system in (*ours, best) for one in (system.low, system.high)]
     if None not in bounds and best.high is not None and best.low is not None:
@@ -48,17 +70,6 @@ def verdict(protocol: Protocol) -> str | None:
     return sentence + "."
 
 
-def system_sections(protocols: Sequence[Protocol]) -> list[Html]:
-    """A section a protocol."""
-    return [_section(protocol) for protocol in protocols]
-
-
-def shown_name(metric: str) -> str:
-    """recall@20 → Recall@20."""
-    name, at, k = metric.partition("@")
-    return f"{_SHOWN.get(name, name)}{at}{k}"
-
-
 def _section(protocol: Protocol) -> Html:
     counts = [
         f"{count:,} {what}"
@@ -69,16 +80,46 @@ def _section(protocol: Protocol) -> Html:
         if count is not None
     ]
     text = (
-        f"{', '.join(counts)}{'. ' if counts else ''}Every candidate is ranked, the history left "
-        f"out. Bars and brackets are 95 % intervals of {shown_name(protocol.metric)} over users, "
-        "by drawing users again where the file has them, else 1.96 standard errors each way. They "
-        "say nothing of other seeds."
+        f"{', '.join(counts)}{'. ' if counts else ''}Every candidate is ranked, what is masked "
+        "left out. Bars and brackets are 95 % intervals of "
+        f"{shown_name(protocol.metric)} over users, by drawing users again where the file has "
+        "them, else 1.96 standard errors each way. They say nothing of other seeds."
     )
     notes = [Html(f"<p><b>To know:</b> {html.escape(note)}</p>") for note in protocol.notes]
-    content = [figure(_figure(protocol)), _table(protocol.systems), *notes]
+    compared = [system for system in protocol.systems if system.kind != "knock_out"]
+    content = [figure(_figure(protocol.metric, compared)), _table(compared)] if compared else []
+    content += [*notes, *_knock_outs(protocol)]
     if protocol.slices:
         content += [Html("<h3>By slice of the targets</h3>"), _slices(protocol)]
     return section(f"Systems: {protocol.name}", text, *content)
+
+
+def _knock_outs(protocol: Protocol) -> list[Html]:
+    """Our systems above what they are where items lack a modality, each the mean of its files."""
+    found: dict[str, list[System]] = {}
+    for system in protocol.systems:
+        found.setdefault(system.name, []).append(system)
+    metrics = list(protocol.systems[0].metrics)
+    rows = []
+    for ours in (OURS, BLENDED):
+        lacking = [name for name in found if whole(name) == ours != name]
+        recall_of_all = _recall(found[ours]) if lacking and ours in found else 0.0
+        for name in [ours, *lacking] if recall_of_all else lacking:
+            kept = f"{_recall(found[name]) / recall_of_all:.0%}" if recall_of_all else "-"
+            cells = [_mean(found[name], metric) for metric in metrics]
+            rows.append([_name(found[name][0], label=name), *cells, kept])
+    if not rows:
+        return []
+    heading = ["system", *map(shown_name, metrics), f"{shown_name(metrics[0])} kept"]
+    text = (
+        "<h3>Knock-outs</h3><p>The same release where items lack a modality, but for those that "
+        "have nothing else: what the other modalities carry. Means over the files.</p>"
+    )
+    return [Html(text), table(heading, rows)]
+
+
+def _recall(files: Sequence[System]) -> float:
+    return fmean(system.recall for system in files)
 
 
 def _ordered(systems: Sequence[System]) -> list[System]:
@@ -93,10 +134,13 @@ def _table(systems: Sequence[System]) -> Html:
         cells = [_value(system.metrics.get(name), best[name]) for name in names]
         users = "-" if system.num_users is None else f"{system.num_users:,}"
         rows.append([_name(system), *cells, _interval(system), users])
-    ours = [system for system in systems if system.is_ours]
-    if len(ours) > 1:
-        spread = [_mean(ours, name) for name in names]
-        rows.append([f"{OURS}: mean ± standard deviation of {len(ours)} files", *spread, "", ""])
+    for own in (OURS, BLENDED):
+        files = [system for system in systems if system.name == own]
+        if len(files) > 1:
+            spread = [_mean(files, name) for name in names]
+            rows.append(
+                [f"{own}: mean ± standard deviation of {len(files)} files", *spread, "", ""]
+            )
     heading = [shown_name(name) for name in names]
     return table(["system", *heading, f"95 % of {heading[0]}", "users"], rows)
 
@@ -122,9 +166,9 @@ def _slices(protocol: Protocol) -> Html:
     return table(heading, rows)
 
 
-def _name(system: System) -> Html:
-    dot = f'<span class="dot" style="background:{RUST if system.is_ours else GREY}"></span>'
-    return join([Html(dot), system.label])
+def _name(system: System, *, label: str | None = None) -> Html:
+    dot = f'<span class="dot" style="background:{_COLOURS[system.kind]}"></span>'
+    return join([Html(dot), label or system.label])
 
 
 def _value(value: float | None, best: float) -> Html:
@@ -141,15 +185,17 @@ def _interval(system: System) -> str:
 
 def _mean(systems: Sequence[System], name: str) -> str:
     values = [system.metrics[name] for system in systems if name in system.metrics]
-    return f"{fmean(values):.4f} ± {stdev(values):.4f}" if len(values) > 1 else "-"
+    if len(values) > 1:
+        return f"{fmean(values):.4f} ± {stdev(values):.4f}"
+    return f"{values[0]:.4f}" if values else "-"
 
 
-def _figure(protocol: Protocol) -> str:
-    systems = _ordered(protocol.systems)[::-1]
+def _figure(metric: str, compared: Sequence[System]) -> str:
+    systems = _ordered(compared)[::-1]
     with house_style():
         drawing, (axes,) = new_figure(9, 0.8 + 0.27 * len(systems))
         for place, system in enumerate(systems):
-            colour = RUST if system.is_ours else GREY
+            colour = _COLOURS[system.kind]
             error = None
             if system.low is not None and system.high is not None:
                 value = system.recall
@@ -158,6 +204,6 @@ def _figure(protocol: Protocol) -> str:
         axes.set_yticks(range(len(systems)), [system.label for system in systems])
         axes.set_ylim(-0.6, len(systems) - 0.4)
         axes.set_xlim(left=0)
-        axes.set_xlabel(shown_name(protocol.metric))
+        axes.set_xlabel(shown_name(metric))
         axes.grid(axis="y", visible=False)
         return svg(drawing)

@@ -6,7 +6,7 @@ Shapes: B sequences, L events, N items, D width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pretrain.metrics import PADDING
+
+SASRecLoss = Literal["bce", "softmax"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ class SASRecConfig:
     dropout: float = 0.2
     """0.2 for MovieLens, 0.5 for sparse data in the paper."""
 
-    loss: str = "bce"
+    loss: SASRecLoss = "bce"
     """`bce`: one uniform negative an event, as in the paper; `softmax`: all items, which is
     stronger (Klenitskiy & Vasilev 2023)."""
 
@@ -50,7 +52,7 @@ class SASRecConfig:
     """Of weights, order and negatives."""
 
     def __post_init__(self) -> None:
-        if self.loss not in ("bce", "softmax"):
+        if self.loss not in get_args(SASRecLoss):
             raise ValueError(f"loss: found {self.loss!r}, expected 'bce' or 'softmax'")
         if min(self.width, self.layers, self.length, self.batch_size, self.epochs) < 1:
             raise ValueError("SASRec: width, layers, length, batch_size, epochs must be >= 1")

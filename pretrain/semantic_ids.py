@@ -18,6 +18,7 @@ from torch import Tensor
 
 from data_prep.dataset import open_dataset
 from data_prep.records import replace_file
+from pretrain.knock_out import refuse_knock_out
 from pretrain.residual_codes import (
     code_use,
     collision_numbers,
@@ -67,7 +68,7 @@ def semantic_ids(
         seed: decides the start.
 
     Raises:
-        ValueError: vectors of another catalogue, or settings out of range.
+        ValueError: vectors of another catalogue, a knock-out, or settings out of range.
     """
     if min(levels, num_codes - 1, iterations, hidden, steps) < 1:
         raise ValueError(
@@ -76,6 +77,8 @@ def semantic_ids(
         )
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     dataset = open_dataset(dataset_dir)
+    embeddings = json.loads((embeddings_dir / "embeddings.json").read_text())
+    refuse_knock_out(embeddings_dir, embeddings.get("without", []))
     table = pq.read_table(embeddings_dir / "items.parquet", columns=["item_row", "item_id", column])
     if not table["item_id"].equals(dataset.items["item_id"]):
         raise ValueError(
@@ -100,8 +103,8 @@ def semantic_ids(
         "items": len(table),
         "error_seen": _relative_error(rows_ND, rebuilt_ND, seen_N),
         "error_unseen": _relative_error(rows_ND, rebuilt_ND, ~seen_N),
-        "newest_event": dataset.manifest.newest_train_event,
-        "embeddings": json.loads((embeddings_dir / "embeddings.json").read_text()),
+        "newest_event": max(dataset.manifest.newest_train_event, embeddings["newest_event"]),
+        "embeddings": embeddings,
     }  # fmt: skip
     out_dir.mkdir(parents=True, exist_ok=True)
     (out_dir / ABOUT_FILE).unlink(missing_ok=True)

@@ -1,22 +1,48 @@
 """Figures of parts of the catalogue: what training knows well, hardly and not at all.
 
-Shapes: B cases, T targets a case, N items.
+Shapes: B cases, T targets a case, N items, U users of the log.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import scipy.sparse as sp
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pretrain.cases import columns_of, read, rows_of
 from pretrain.metrics import PADDING
 
 Bools = NDArray[np.bool_]
 
 TAIL_SHARE = 0.2
 """Share of the training choices that the least chosen warm items make up together."""
+
+
+def catalogue_slices(
+    items: Path | None, *, train_UN: sp.csr_matrix | None, catalogue: pa.Array
+) -> dict[str, Tensor]:
+    """Name → bool [N]: which items' targets a slice counts, by the log and a table of the items."""
+    found: dict[str, Bools] = {}
+    if train_UN is not None:
+        count_N = np.bincount(train_UN.indices, minlength=len(catalogue))
+        found |= popularity_slices(count_N)
+    if items is not None:
+        names = [name for name in columns_of(items) if name.startswith("has_")]
+        table = read(items, "item_id", *names)
+        kept = table.filter(pc.is_in(table["item_id"].cast(catalogue.type), value_set=catalogue))
+        rows = rows_of(kept, catalogue=catalogue, where=items)
+        presence = {name.removeprefix("has_"): np.ones(len(catalogue), bool) for name in names}
+        for name, present_N in presence.items():
+            present_N[rows] = kept[f"has_{name}"].to_numpy()
+        found |= missing_slices(presence)
+    return {name: torch.from_numpy(slice_N) for name, slice_N in found.items()}
 
 
 def popularity_slices(count_N: NDArray[np.integer]) -> dict[str, Bools]:

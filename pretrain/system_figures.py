@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-OURS = "ours"
+from pretrain.system_names import Kind, kind_of
+
 _BESIDE = ("se", "low", "high", "n_users")
 """Keys of a system that are no metrics: they say how sure its recall is."""
 
@@ -41,9 +42,9 @@ class System:
         return f"{self.name} ({self.source})" if self.source else self.name
 
     @property
-    def is_ours(self) -> bool:
-        """The release, not a baseline."""
-        return self.name == OURS
+    def kind(self) -> Kind:
+        """Ours, a knock-out of it, or a competitor."""
+        return kind_of(self.name)
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,20 @@ def _protocol(name: str, found: Mapping[str, tuple[Path, dict[str, Any]]]) -> Pr
         slices=slices,
         num_cases=next((entry["n_cases"] for entry in about if "n_cases" in entry), None),
         num_candidates=next((e["n_candidates"] for e in about if "n_candidates" in e), None),
-        notes=list(dict.fromkeys(entry["note"] for entry in about if entry.get("note"))),
+        notes=list(dict.fromkeys(note for entry in about for note in _notes(entry))),
     )
+
+
+def _notes(about: Mapping[str, Any]) -> list[str]:
+    """What a reader must know of a file's figures."""
+    look_ahead = about.get("times", {}).get("look_ahead")
+    allowed = (
+        f"Look-ahead, allowed by allow_look_ahead: {', '.join(look_ahead)} had seen the time that "
+        "is asked about."
+        if look_ahead
+        else None
+    )
+    return [note for note in (about.get("note"), allowed) if note]
 
 
 def _systems(found: Mapping[str, dict[str, dict[str, float]]]) -> list[System]:

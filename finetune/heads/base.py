@@ -25,23 +25,38 @@ class HeadInputs:
     target_BH: Tensor
     """The item shown: its id vector, with its content beside it where there is content."""
     history_BLH: Tensor
-    """Items of the history, like the target."""
+    """Items of the history like the target, oldest first, padding at the end."""
     history_mask_BL: Tensor
     """True where there is an item."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputLayout:
+    """What is known of a head's inputs before there are any."""
+
+    num_fields: int
+    field_width: int
+    history_width: int
+    """Width of the target and of a history item."""
+    history_length: int
+    """Places of a history, empty ones included."""
+    user_field: int
+    """Place of the user's id among the fields."""
+    item_field: int
+    """Place of the shown item's id among the fields."""
 
 
 class Head(nn.Module, ABC):
     """Fields to a logit."""
 
+    uses_fields: ClassVar[bool] = True
+    """Whether the head reads `fields_BFE`; otherwise a field has no vector, only its weight."""
     uses_history: ClassVar[bool] = False
     """Whether the head pools the history itself; otherwise its mean is one of the fields."""
     uses_first_order: ClassVar[bool] = False
     """Whether the head reads `first_order_B`, so that fields have a weight of their own."""
 
-    @abstractmethod
-    def __init__(
-        self, config: HeadConfig, *, num_fields: int, field_width: int, history_width: int
-    ) -> None:
+    def __init__(self, config: HeadConfig, layout: InputLayout) -> None:
         super().__init__()
 
     @abstractmethod
@@ -68,11 +83,18 @@ class Dice(nn.Module):
 
 
 def deep_part(
-    width: int, hidden: tuple[int, ...], *, dropout: float, activation: type[nn.Module] | None
+    width: int,
+    hidden: tuple[int, ...],
+    *,
+    config: HeadConfig,
+    activation: type[nn.Module] | None = nn.ReLU,
 ) -> nn.Sequential:
     """Linear layers with dropout, without an output layer; no activation means Dice."""
     layers: list[nn.Module] = []
     for before, after in pairwise((width, *hidden)):
-        unit = Dice(after) if activation is None else activation()
-        layers += [nn.Linear(before, after), unit, nn.Dropout(dropout)]
+        layers.append(nn.Linear(before, after))
+        if config.batch_norm:
+            layers.append(nn.BatchNorm1d(after))
+        layers.append(Dice(after) if activation is None else activation())
+        layers.append(nn.Dropout(config.dropout))
     return nn.Sequential(*layers)

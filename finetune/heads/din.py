@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from finetune.heads.base import Head, HeadInputs, deep_part
+from finetune.heads.base import Head, HeadInputs, InputLayout, deep_part
 from finetune.settings import HeadConfig
 
 
@@ -41,15 +41,11 @@ class DIN(Head):
 
     uses_history: ClassVar[bool] = True
 
-    def __init__(
-        self, config: HeadConfig, *, num_fields: int, field_width: int, history_width: int
-    ) -> None:
-        super().__init__(
-            config, num_fields=num_fields, field_width=field_width, history_width=history_width
-        )
-        self.attention = ActivationUnit(history_width, config.attention_hidden)
-        width = num_fields * field_width + history_width
-        self.deep = deep_part(width, config.hidden, dropout=config.dropout, activation=None)
+    def __init__(self, config: HeadConfig, layout: InputLayout) -> None:
+        super().__init__(config, layout)
+        self.attention = ActivationUnit(layout.history_width, config.attention_hidden)
+        width = layout.num_fields * layout.field_width + layout.history_width
+        self.deep = deep_part(width, config.hidden, config=config, activation=None)
         self.out = nn.Linear((width, *config.hidden)[-1], 1)
 
     def forward(self, inputs: HeadInputs) -> Tensor:

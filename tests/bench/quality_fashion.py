@@ -159,6 +159,7 @@ def write_items(source: Path, path: Path) -> None:
         for texts in zip(*fields.values(), strict=True)
     ]
     vectors = word_vectors(documents, width=WORD_WIDTH)
+    path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(items.append_column("words", vector_column(vectors)), path, row_group_size=512)
 
 

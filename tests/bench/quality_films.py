@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
@@ -35,13 +34,15 @@ from fashion import check_same_settings, module
 from quality_content import raw_modalities, vector_column, write_vectors
 
 from pretrain.baselines import EASE, Baseline, ContentKNN, ItemKNN, Popularity
-from pretrain.blend import Question, blend, load_blend, open_signals
-from pretrain.blend_signals import SignalConfig, standardised
+from pretrain.blend import blend, load_blend
+from pretrain.blend_samples import Question
+from pretrain.blend_signals import SignalConfig, open_signals, standardised
 from pretrain.cases import Cases, read_cases, read_catalogue, read_choices
 from pretrain.intervals import bootstrap_interval
 from pretrain.metrics import rank_scored, recall_at_k, user_means
-from pretrain.sasrec import SASRec, SASRecConfig
-from pretrain.scorers import Scorer, baseline_scorer, released_scorer
+from pretrain.named_baselines import sasrec_scorer
+from pretrain.sasrec import SASRecConfig
+from pretrain.scorers import Scorer, baseline_scorer, open_release, released_scorer
 from pretrain.word_vectors import word_vectors, words_of
 
 log = logging.getLogger("quality_films")
@@ -126,6 +127,7 @@ def main() -> None:
                 released=where.run_dir / "seed-0" / "released" if with_release else None,
                 items=items,
                 signals=SIGNALS,
+                timestamp_unit="s",
             )
         return out
 
@@ -238,8 +240,8 @@ def one_seed(
     def answers(scores_of: Scorer) -> dict[str, Tensor]:
         return recall_of_users(scores_of, asked, cold_N=cold_N)
 
-    released = where.run_dir / f"seed-{seed}" / "released"
-    release = released_scorer(released, asked, vector_NDs=vector_NDs, vectors=vectors)
+    released = open_release(where.run_dir / f"seed-{seed}" / "released", vectors=vectors)
+    release = released_scorer(released, asked, vector_NDs=vector_NDs)
 
     def blended(file: Path, *, release: Scorer | None, boost: float) -> Scorer:
         learnt = load_blend(file)
@@ -264,7 +266,9 @@ def one_seed(
             log.info("%s: %s", where.run_dir.name, name)
             found[name] = answers(baseline_scorer(model.fit(train), asked))
         log.info("%s: sasrec", where.run_dir.name)
-        found["sasrec"] = answers(sasrec(where.train, asked, catalogue=catalogue))
+        found["sasrec"] = answers(
+            sasrec_scorer(asked, where.train, catalogue=catalogue, config=SASREC)
+        )
     return found
 
 
@@ -281,17 +285,6 @@ def baselines(vector_NDs: dict[str, Any]) -> dict[str, Baseline]:
         "content_knn_text_image": ContentKNN(pair),
         "content_knn_text_words": ContentKNN(words),
     }
-
-
-def sasrec(train: Path, asked: Cases, *, catalogue: pa.Array) -> Scorer:
-    """SASRec on ids, on what every user liked before the block, in order of time."""
-    table = pq.read_table(train).sort_by([("user_id", "ascending"), ("timestamp", "ascending")])
-    rows = pc.index_in(table["item_id"].combine_chunks().cast(catalogue.type), value_set=catalogue)
-    users = table["user_id"].to_numpy()
-    starts = np.flatnonzero(np.r_[True, users[1:] != users[:-1]])
-    sequences = np.split(rows.to_numpy().astype(np.int64), starts[1:])
-    model = SASRec(len(catalogue), SASREC).fit(sequences)
-    return lambda cases: model.scores(asked.history_BL[cases])
 
 
 def recall_of_users(scores_of: Scorer, asked: Cases, *, cold_N: Tensor) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 import functools
 import http.server
+import json
 import shutil
 import subprocess
 import sys
@@ -79,6 +80,28 @@ def test_a_damaged_copy_is_not_kept(
     with pytest.raises(OSError, match=r"items-000001\.tar: not fetched in 4 attempts .*checksum"):
         dataset.content().read(64)
     assert not list(dataset.dir.glob("items/items-000001.tar*[!k]"))
+
+
+def test_a_copy_that_was_cut_is_fetched_again(served: tuple[str, Path]) -> None:
+    url, copy = served
+    cached = open_dataset(url).folder.path("items/items-000001.tar")
+    cached.write_bytes(cached.read_bytes()[:1000])
+    again = open_dataset(url).folder.path("items/items-000001.tar")
+    assert again.read_bytes() == (copy / "items/items-000001.tar").read_bytes()
+
+
+@pytest.mark.parametrize("place", ["users/../../../../outside.tar", "{absolute}/outside.tar"])
+def test_a_manifest_cannot_name_a_file_outside_of_its_folder(
+    served: tuple[str, Path], tmp_path: Path, place: str
+) -> None:
+    url, copy = served
+    path = place.format(absolute=tmp_path)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["files"][-1]["path"] = path
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    for folder in (url, copy):
+        with pytest.raises(ValueError, match=r"outside\.tar', expected paths inside"):
+            open_dataset(folder)
 
 
 def test_a_url_without_a_manifest_is_one_error(served: tuple[str, Path]) -> None:

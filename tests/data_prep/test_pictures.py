@@ -47,6 +47,20 @@ def test_a_large_picture_is_shrunk_to_the_short_side(
     assert decode(prepare_picture(make_jpeg(*size), SETTINGS)).size == expected
 
 
+def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(
+    make_jpeg: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = []
+
+    def note(picture: Image.Image) -> Image.Image:
+        decoded.append(picture.size)
+        return picture
+
+    monkeypatch.setattr("data_prep.pictures._to_rgb", note)
+    assert decode(prepare_picture(make_jpeg(1600, 1200), SETTINGS)).size == (64, 48)
+    assert decoded == [(200, 150)]  # an eighth, the least that is twice the target
+
+
 def test_a_picture_lying_on_its_side_is_put_upright() -> None:
     picture = Image.new("RGB", (40, 20), "blue")
     exif = Image.Exif()

@@ -15,6 +15,7 @@ import pytest
 
 from data_prep.dataset import open_dataset
 from data_prep.manifest import Manifest
+from data_prep.records import temporary_file
 from data_prep.settings import FilterConfig, RunConfig, ShardConfig, SplitConfig
 from data_prep.shard import shard_dataset
 from data_prep.work import WorkFiles
@@ -75,7 +76,7 @@ def test_finished_tars_are_kept_and_a_killed_part_is_made_up(
     tars = sorted((tmp_path / "dataset/items").glob("*.tar"))
     # A kill between writing and renaming leaves a temporary file and no receipt.
     WorkFiles(tmp_path / "dataset").item_receipt(1).unlink()
-    tars[1].rename(tars[1].with_name(tars[1].name + ".tmp"))
+    tars[1].rename(temporary_file(tars[1]))
     with pytest.raises(FileNotFoundError, match="missing items-000001"):
         shard_dataset(config, RunConfig(stage="manifest"))
     before = tars[0].stat().st_mtime_ns
@@ -91,8 +92,10 @@ def test_a_finished_dataset_is_left_alone_until_the_settings_change(
     shard_dataset(config)
     manifest = tmp_path / "dataset/manifest.json"
     before = manifest.stat().st_mtime_ns
+    temporary_file(manifest).touch()  # as after a kill at the very end
     shard_dataset(config)
     assert manifest.stat().st_mtime_ns == before
+    assert not manifest.with_name("manifest.json.tmp").exists()
     shard_dataset(dataclasses.replace(config, items_per_shard=200))
     assert len(list((tmp_path / "dataset/items").glob("*.tar"))) == 2
     assert Manifest.load(tmp_path / "dataset").config["items_per_shard"] == 200

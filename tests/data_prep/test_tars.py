@@ -1,10 +1,12 @@
+import io
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from data_prep.checksums import checksum, content_hash
+from data_prep.checksums import checksum, content_hash, file_checksum
 from data_prep.tars import CHUNK_BYTES, TarWriter, tar_headers
 
 
@@ -59,3 +61,49 @@ def test_a_name_that_ustar_cannot_hold_is_refused(tmp_path: Path) -> None:
         TarWriter(tmp_path / "a.tar") as tar,
     ):
         tar.add(0, key="0" * 90, members=[("a_long_name.npy", b"1")])
+
+
+def test_two_writers_of_a_tar_do_not_write_into_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    first, second, killed = TarWriter(path), TarWriter(path), TarWriter(path)
+    stored = [bytes([number]) * 100_000 for number in range(40)]
+    for count, tar in ((40, first), (12, killed), (25, second)):
+        for number in range(count):
+            tar.add(number, key=str(number), members=[("x", stored[number])])
+    with first:
+        pass
+    assert file_checksum(path) == first.receipt.xxh128
+    assert list(tmp_path.iterdir()) == [path]  # nothing of the one that was killed
+    with second:
+        for number in range(25, 40):
+            second.add(number, key=str(number), members=[("x", stored[number])])
+    assert second.receipt == first.receipt
+    assert file_checksum(path) == first.receipt.xxh128
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_an_error_that_names_the_tar(tmp_path: Path) -> None:
+    tar = TarWriter(tmp_path / "a.tar")
+    tar._file = Path("/dev/full").open("wb", buffering=0)
+    with pytest.raises(OSError, match=r"a\.tar: cannot be written .*No space.*make room"), tar:
+        tar.add(0, key="0", members=[("x", bytes(CHUNK_BYTES))])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tar_is_written_in_large_pieces(tmp_path: Path) -> None:
+    class Counting(io.FileIO):
+        sizes: list[int] = []  # noqa: RUF012 - one file a test
+
+        def write(self, payload: Any) -> int:  # noqa: ANN401
+            self.sizes.append(len(payload))
+            return super().write(payload)
+
+    with TarWriter(tmp_path / "a.tar") as tar:
+        tar._file = Counting(tar._file.name, "wb")
+        for number, payload in enumerate(payloads(5000)):
+            tar.add(number, key=str(number), members=[("x", payload)])
+    *full, _, end = Counting.sizes
+    assert sum(Counting.sizes) == tar.receipt.bytes
+    assert len(full) > 5
+    assert min(full) > CHUNK_BYTES
+    assert end == 1024

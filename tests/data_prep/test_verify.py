@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.__main__ import main
-from data_prep.dataset import open_dataset
+from data_prep.content import read_index
 from data_prep.verify import find_damage
 
 
@@ -19,9 +19,9 @@ def test_a_fresh_dataset_is_intact(toy_dataset: Path) -> None:
 
 @pytest.mark.parametrize("member", ["jpg", "json"])
 def test_one_flipped_byte_names_shard_and_key(copy: Path, member: str) -> None:
-    table = open_dataset(copy).content()._shard_of(64)
-    position = next(i for i, name in enumerate(table.members.to_pylist()) if name == member)
-    row, offset = int(table.item_rows[position]), int(table.offsets[position])
+    table = read_index(copy / "items/items-000001.index.arrow")
+    position = table["member"].to_pylist().index(member)
+    row, offset = (table[name][position].as_py() for name in ("item_row", "offset"))
     flip(copy / "items/items-000001.tar", offset + 9)
     lines = list(find_damage(copy))
     assert lines[0].startswith("items/items-000001.tar: found as many bytes of other content")

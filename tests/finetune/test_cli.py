@@ -49,7 +49,7 @@ def test_an_unknown_key_is_refused(words: list[str], capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize(
     ("flag", "value"),
-    [("rung", "best"), ("head.name", "xdeepfm"), ("train.lr", "-1"), ("history_length", "0")],
+    [("rung", "best"), ("head.name", "wide_and_deep"), ("train.lr", "-1"), ("history_length", "0")],
 )
 def test_a_bad_value_names_its_key(
     flag: str, value: str, words: list[str], capsys: pytest.CaptureFixture[str]
@@ -141,6 +141,16 @@ def test_vectors_of_other_items_are_refused(
     assert "that are not the" in fails(capsys, [*words, "--embeddings_dir", str(folder)])
 
 
+def test_a_knock_out_is_refused(
+    words: list[str], embeddings_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(embeddings_dir, tmp_path / "blind")
+    about = json.loads((folder / "embeddings.json").read_text())
+    (folder / "embeddings.json").write_text(json.dumps(about | {"without": ["image"]}))
+    found = fails(capsys, [*words, "--embeddings_dir", str(folder)])
+    assert "found a knock-out, vectors without ['image']" in found
+
+
 def test_vectors_of_another_release_are_refused(
     words: list[str], fake_release: FakeRelease, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -198,6 +208,12 @@ def test_help_explains_every_key_and_does_not_import_torch() -> None:
     [
         (HeadConfig, {"dropout": 1.0}),
         (HeadConfig, {"hidden": (0,)}),
+        (HeadConfig, {"low_rank": 0}),
+        (HeadConfig, {"num_heads": 0}),
+        (HeadConfig, {"cin_hidden": ()}),
+        (HeadConfig, {"embedding_width": 9, "name": "bst"}),
+        (HeadConfig, {"hidden": (), "name": "finalmlp"}),
+        (HeadConfig, {"second_hidden": (8, 5), "name": "finalmlp"}),
         (TrainConfig, {"id_epochs": 0}),
         (TrainConfig, {"id_l2": -1.0}),
         (LadderConfig, {"rungs": ("raw",)}),

@@ -9,6 +9,7 @@ from finetune.batches import CtrTable, EvalBatches, TrainBatches, epoch_order
 from finetune.content import Content, open_content
 from finetune.data import CtrData
 from finetune.fields import FieldEmbedding
+from finetune.heads import HEADS
 from finetune.model import CtrModel
 from finetune.settings import FitConfig, HeadConfig
 
@@ -126,7 +127,7 @@ def test_noise_follows_the_seed_and_is_as_wide_as_aligned(
     assert vectors(1).shape == vectors(1, "aligned").shape
 
 
-@pytest.mark.parametrize("head", ["deepfm", "din"])
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("rung", ["none", "raw"])
 def test_every_parameter_of_a_model_gets_a_gradient(
     head: str, rung: str, data: CtrData, fit_config: FitConfig
@@ -138,7 +139,26 @@ def test_every_parameter_of_a_model_gets_a_gradient(
     model = CtrModel(config.head, data=data, content=content)
     model(table.batch(torch.arange(512))).logit_B.square().sum().backward()
     unread = [n for n, p in model.named_parameters() if p.grad is None]
-    assert unread == ([] if head == "deepfm" else ["fields.bias"])
+    assert unread == ([] if HEADS[head].uses_first_order else ["fields.bias"])
+
+
+def test_lr_has_one_weight_a_value(data: CtrData) -> None:
+    model = CtrModel(HeadConfig(name="lr", embedding_width=16), data=data, content=None)
+    assert model.fields.table.weight.shape == (data.vocabulary.num_rows, 1)
+    weights = sum(weight.numel() for weight in model.parameters())
+    assert weights == data.vocabulary.num_rows + 3 * len(data.vocabulary.numeric) + 1
+
+
+def test_a_head_is_told_where_the_ids_of_user_and_item_are(data: CtrData) -> None:
+    model = CtrModel(HeadConfig(name="finalmlp"), data=data, content=None)
+    batch = table_of(data).batch(torch.arange(64))
+    inputs, _ = model.fields(batch)
+    user, item = data.vocabulary.named("user_id"), data.vocabulary.named("item_id")
+    for place, one in ((model.head.user_field, user), (model.head.item_field, item)):
+        row_B = batch.ids_BF[:, place]
+        assert ((row_B >= one.offset) & (row_B < one.offset + one.size)).all()
+        torch.testing.assert_close(inputs.fields_BFE[:, place], model.fields.table(row_B))
+    torch.testing.assert_close(inputs.fields_BFE[:, model.head.item_field], inputs.target_BH)
 
 
 def test_projecting_distinct_items_once_equals_projecting_each(

@@ -12,6 +12,7 @@ import yaml
 from data_prep.dataset import Dataset
 from finetune import run_folder
 from finetune.fit import fit
+from finetune.heads import HEADS
 from finetune.metrics import auc
 from finetune.predict import predict
 from finetune.settings import FitConfig, PredictConfig
@@ -19,7 +20,7 @@ from finetune.settings import FitConfig, PredictConfig
 COLUMNS = {"user_id", "item_id", "time", "label", "score"}
 
 
-@pytest.mark.parametrize("head", ["deepfm", "dcnv2", "din"])
+@pytest.mark.parametrize("head", HEADS)
 def test_a_run_writes_its_folder_and_opens_test_once(
     head: str, fit_config: FitConfig, fake_release: object, dataset: Dataset
 ) -> None:

@@ -10,7 +10,8 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from pretrain.blend import Question, blend, draw_cases, fit_weights, load_blend
+from pretrain.blend import blend, fit_weights, load_blend
+from pretrain.blend_samples import Question, draw_cases
 from pretrain.blend_signals import (
     Log,
     SignalConfig,
@@ -69,7 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             user_id=list(range(60)),
             history=lists(history),
             history_times=lists([[YEAR_MS] * 3 for _ in history]),
-            at_time=[50 * YEAR_MS + YEAR_MS // 2] * 60,
+            at_time=[50 * YEAR_MS + YEAR_MS // 2 + seed] * 60,
             targets=lists([[one] for one in target]),
         )
     return folder
@@ -85,6 +86,7 @@ def learn(folder: Path, out: Path, config: SignalConfig = CONFIG) -> Path:
         vectors=[folder / "vectors.parquet"],
         items=folder / "items.parquet",
         signals=config,
+        timestamp_unit="s",
     )
     return out
 
@@ -99,6 +101,7 @@ def test_a_blend_finds_new_items_that_no_system_alone_finds(folder: Path, tmp_pa
         items=folder / "items.parquet",
         blend=out,
         k=2,
+        timestamp_unit="s",
     )["catalogue"]
     alone = [values["recall@2"] for name, values in result.items() if name != "ours_blended"]
     assert result["ours_blended"]["recall@2"] == 1.0  # two of the new ones are of each taste

@@ -32,6 +32,7 @@ class Listener:
     """A release that reads the user feature `age` and keeps what it is given."""
 
     fingerprint = "abc"
+    newest_event = 249
     config = SimpleNamespace(user_columns=(UserColumn(name="age", kind="numeric"),))
 
     def __init__(self) -> None:

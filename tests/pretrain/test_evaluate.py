@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,10 @@ import pytest
 import torch
 
 import pretrain.release
+from pretrain.blend import blend
+from pretrain.blend_samples import Question
 from pretrain.evaluate import evaluate
+from pretrain.mixed_retrieval import mixed_retrieval
 
 ITEMS = [10, 20, 30, 40, 50]
 
@@ -72,7 +76,13 @@ def test_each_baseline_gets_its_figures(
     assert result["small"]["ease"] == {
         "recall@1": 1, "ndcg@1": 1, "mrr": 1, "se": 0, "low": 1, "high": 1, "n_users": 2
     }  # fmt: skip
-    assert result["about"]["small"] == {"n_cases": 2, "n_candidates": 5, "note": "!"}
+    about = result["about"]["small"]
+    assert about["times"] == {
+        "first_asked": None, "last_asked": None, "newest_event": {}, "look_ahead": []
+    }  # fmt: skip
+    assert about | {"times": None} == {
+        "n_cases": 2, "n_candidates": 5, "note": "!", "times": None
+    }  # fmt: skip
 
 
 def test_only_candidates_are_ranked(tmp_path: Path, train: Path, cases: Path) -> None:
@@ -142,7 +152,9 @@ def release(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         return event[history[:, 0]]
 
     config = SimpleNamespace(user_columns=())
-    fake = SimpleNamespace(fingerprint="abc", config=config, encode_histories=encode_histories)
+    fake = SimpleNamespace(
+        fingerprint="abc", newest_event=5, config=config, encode_histories=encode_histories
+    )
     monkeypatch.setattr(pretrain.release, "load_released", lambda path: fake)
     return fake
 
@@ -177,6 +189,61 @@ def test_vectors_of_another_release_are_an_error(
     (embedded.parent / "embeddings.json").write_text(json.dumps({"release_fingerprint": "xyz"}))
     with pytest.raises(ValueError, match="found vectors of the release xyz, expected those of"):
         evaluate(cases, tmp_path / "m.json", vectors=[embedded], released=tmp_path)
+
+
+@pytest.fixture
+def blind(tmp_path: Path) -> Path:
+    """`embed --without image`: as events, 10 points nowhere any more."""
+    folder = tmp_path / "blind"
+    folder.mkdir()
+    eye = np.eye(5).tolist()
+    events = vectors([[0, 0, 0, 0, 0], eye[0], eye[3], eye[2], eye[4]])
+    write(folder / "items.parquet", item_id=ITEMS, aligned=vectors(eye), event=events)
+    about = {"release_fingerprint": "abc", "without": ["image"]}
+    (folder / "embeddings.json").write_text(json.dumps(about))
+    return folder
+
+
+def test_knock_outs_are_ranked_beside_the_release_under_their_own_names(
+    tmp_path: Path, cases: Path, embedded: Path, blind: Path, release: SimpleNamespace
+) -> None:
+    inputs: dict[str, Any] = {"released": tmp_path, "content": [], "k": 1}
+    out = tmp_path / "m.json"
+    found = evaluate(cases, out, vectors=[embedded], knock_outs=[blind], **inputs)["catalogue"]
+    recall = {name: values["recall@1"] for name, values in found.items()}
+    assert recall == {"ours": 1, "ours_without_image": 0.5}
+    alone = evaluate(cases, out, vectors=[blind / "items.parquet"], **inputs)["catalogue"]
+    assert alone == {"ours_without_image": found["ours_without_image"]}
+
+
+def test_knock_outs_that_are_none_or_of_something_else_are_an_error(
+    tmp_path: Path, cases: Path, embedded: Path, blind: Path, release: SimpleNamespace
+) -> None:
+    inputs: dict[str, Any] = {"vectors": [embedded], "released": tmp_path}
+    out = tmp_path / "m.json"
+    with pytest.raises(ValueError, match="embeddings without nothing, expected folders of"):
+        evaluate(cases, out, knock_outs=[embedded.parent], **inputs)
+    with pytest.raises(ValueError, match=r"blind without \['image'\], expected .* something else"):
+        evaluate(cases, out, knock_outs=[blind, blind], **inputs)
+    with pytest.raises(ValueError, match="found no released"):
+        evaluate(cases, out, vectors=[embedded], knock_outs=[blind])
+    table = pq.read_table(blind / "items.parquet")
+    pq.write_table(table.slice(1), blind / "items.parquet")
+    with pytest.raises(ValueError, match="found other items in"):
+        evaluate(cases, out, knock_outs=[blind], **inputs)
+    pq.write_table(table, blind / "items.parquet")
+    about = {"release_fingerprint": "xyz", "without": ["image"]}
+    (blind / "embeddings.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="found vectors of the release xyz"):
+        evaluate(cases, out, knock_outs=[blind], **inputs)
+
+
+def test_nothing_is_learnt_or_compared_on_a_knock_out(tmp_path: Path, blind: Path) -> None:
+    question, out = Question(cases=tmp_path / "c", train=tmp_path / "t"), tmp_path / "o.json"
+    with pytest.raises(ValueError, match="found a knock-out"):
+        blend([question], out, vectors=[blind / "items.parquet"])
+    with pytest.raises(ValueError, match="found a knock-out"):
+        mixed_retrieval(tmp_path / "c", out, tmp_path, blind, tmp_path, blind)
 
 
 def test_a_release_without_its_vectors_is_an_error(
@@ -283,6 +350,22 @@ def test_what_a_case_masks_instead_of_its_history_is_not_proposed(
     found = evaluate(cases, out, train=train, baselines=["popularity"], k=2)["catalogue"]
     # 10 is not masked and was chosen more often than 40.
     assert found["popularity"]["mrr"] == 0.5
+
+
+@pytest.mark.parametrize("ids", [int, str])
+def test_what_the_user_chose_in_training_is_not_proposed_but_for_targets(
+    tmp_path: Path, ids: type
+) -> None:
+    users = [1, 1, 1, 2, 2, 3, 4, 4, 5]
+    items = [10, 30, 50, 30, 50, 30, 40, 20, 50]
+    train = write(tmp_path / "train.parquet", user_id=users, item_id=items)
+    # 1 has taken 30 and 50, more popular than the targets, and takes 50 again; 9 is not known.
+    columns = {"history": [[10], [10], [10]], "targets": [[40], [50], [40]]}
+    cases = write(tmp_path / "c.parquet", user_id=[ids(1), ids(1), ids(9)], **columns)
+    found = evaluate(cases, tmp_path / "m.json", train=train, baselines=["popularity"], k=1)
+    # Of 20 and 40, which tie, 40 comes second, and 50 is alone; for user 9, 30 and 50 come first.
+    by_user = [(1 / 2 + 1) / 2, 1 / 4]
+    assert found["catalogue"]["popularity"]["mrr"] == pytest.approx(sum(by_user) / 2)
 
 
 def test_times_without_a_moment_are_refused(tmp_path: Path, train: Path) -> None:

@@ -1,6 +1,8 @@
 import dataclasses
 import gc
+import json
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -57,6 +59,40 @@ def test_pixels_are_those_of_the_decoder(toy_dataset: Path) -> None:
     for row, picture in zip(rows, pixels, strict=True):
         decoded = simplejpeg.decode_jpeg(bytes(dataset.content().image(row)), "RGB")
         np.testing.assert_array_equal(picture.permute(1, 2, 0), decoded)
+
+
+@pytest.mark.parametrize(
+    ("tower", "library", "reads_one"),
+    [("image", simplejpeg, "decode_jpeg_header"), ("text", json, "loads")],
+)
+def test_a_disk_is_asked_for_the_batch_in_its_order_before_any_item_is_decoded(
+    toy_dataset: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tower: str,
+    library: ModuleType,
+    reads_one: str,
+) -> None:
+    monkeypatch.setattr("data_prep.dataset.reads_of", lambda _: "spans")
+    dataset = open_dataset(toy_dataset)
+    has = np.flatnonzero(dataset.items[f"has_{tower}"].to_numpy())
+    rows = has[has < 64][::5]  # of the first tar
+    made = preprocessors_of(dataset, {tower: TOWERS[tower]})
+    load = ItemLoader(dataset, preprocessors=made)
+    load.load(rows[:1])  # opens the tar
+    asked: list[int] = []
+    asked_when_decoded: list[int] = []
+    monkeypatch.setattr("data_prep.mapped_file._madvise", lambda *call: asked.append(call[0]))
+    one = getattr(library, reads_one)
+
+    def note(payload: object) -> object:
+        asked_when_decoded.append(len(asked))
+        return one(payload)
+
+    monkeypatch.setattr(library, reads_one, note)
+    load.load(rows)
+    assert asked == sorted(asked)
+    assert len(asked) == len(rows)
+    assert asked_when_decoded == [len(rows)] * len(rows)
 
 
 def test_stored_ids_are_used_and_are_those_of_the_tower(

@@ -14,6 +14,7 @@ from torch import Tensor
 import pretrain.release
 from data_prep.events import EventLog
 from pretrain.batch import Batch, ItemBatch
+from pretrain.evaluate import evaluate
 from pretrain.known_vectors import KnownVectors
 from pretrain.metrics import rank_catalogue, recall_at_k
 from pretrain.mixed_retrieval import Space, mixed_retrieval, mixtures
@@ -22,6 +23,7 @@ from pretrain.objective import LossConfig, objective
 from pretrain.samples import cut_windows, draw_samples
 from pretrain.towers import TowerConfig
 from pretrain.user_encoder import UserEncoderConfig
+from pretrain.user_features import UserColumn
 
 EYE = torch.eye(4)
 
@@ -55,6 +57,24 @@ def vectors(values: Tensor) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.flatten().numpy()), values.shape[1])
 
 
+class FirstEvent:
+    """A user is the first event, or the second one if after 5 s; an `age` below 0 turns them."""
+
+    config = SimpleNamespace(user_columns=(UserColumn(name="age", kind="numeric"),))
+    newest_event = 8000
+
+    def __init__(self, path: Path) -> None:
+        self.fingerprint = path.name
+
+    def encode_histories(
+        self, event: Tensor, history: Tensor, times: Tensor, at: Tensor, *, users: pa.Table | None
+    ) -> Tensor:
+        assert bool(((times < at[:, None]) | (history < 0)).all())
+        ages = torch.ones(len(history)) if users is None else torch.tensor(users["age"].to_pylist())
+        place = (times.amax(1, keepdim=True) > 5000).long()
+        return event[history.gather(1, place)[:, 0]] * ages.sign()[:, None]
+
+
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     """Two releases whose user is the first event; in the new one 10 points at 20, 30 at 40."""
@@ -64,14 +84,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
         table = pa.table({"item_id": ids, "aligned": vectors(EYE), "event": vectors(events)})
         pq.write_table(table, tmp_path / name / "items.parquet")
         (tmp_path / name / "embeddings.json").write_text(json.dumps({"release_fingerprint": name}))
-    monkeypatch.setattr(
-        pretrain.release,
-        "load_released",
-        lambda path: SimpleNamespace(
-            fingerprint=path.name,
-            encode_histories=lambda event, history, times, at: event[history[:, 0]],
-        ),
-    )
+    monkeypatch.setattr(pretrain.release, "load_released", FirstEvent)
     cases = pa.table({"user_id": [1, 2], "history": [[10], [30]], "targets": [[20], [40]]})
     pq.write_table(cases, tmp_path / "cases.parquet")
     return {
@@ -87,6 +100,43 @@ def test_the_command_writes_every_mixture(tmp_path: Path, folders: dict[str, Pat
     found = {name: values["recall@1"] for name, values in result["mixed"].items()}
     # The spaces agree on items, and only the new users know what comes next.
     assert found == {"new_new": 1, "old_old": 0, "new_old": 1, "old_new": 0, "new_half": 1}
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"user_id": [1], "history": [[10, 20]], "targets": [[20]], "masked": [[30]]},
+        {"user_id": [1], "history": [[10, 30]], "targets": [[40]],
+         "history_times": [[4000, 6000]], "at_time": [9000]},
+        {"user_id": [2], "history": [[10]], "targets": [[20]]},
+    ],
+    ids=["masked", "times", "user features"],
+)  # fmt: skip
+def test_a_release_by_itself_has_the_figure_of_evaluate(
+    tmp_path: Path, folders: dict[str, Path], columns: dict[str, object]
+) -> None:
+    cases, users = tmp_path / "cases.parquet", tmp_path / "users.parquet"
+    pq.write_table(pa.table(columns), cases)
+    pq.write_table(pa.table({"user_id": [1, 2], "age": [1.0, -1.0]}), users)
+    mixed = mixed_retrieval(cases, tmp_path / "m.json", **folders, users=users, k=1)["mixed"]
+    for name in ("new", "old"):
+        alone = evaluate(
+            cases, tmp_path / "e.json", vectors=[tmp_path / name / "items.parquet"], content=[],
+            released=tmp_path / name, users=users, k=1,
+        )["catalogue"]["ours"]  # fmt: skip
+        assert mixed[f"{name}_{name}"]["recall@1"] == alone["recall@1"]
+    assert mixed["new_new"]["recall@1"] == (columns["user_id"] == [1])
+
+
+def test_a_release_that_has_seen_the_time_asked_about_is_refused(
+    tmp_path: Path, folders: dict[str, Path]
+) -> None:
+    columns = {"user_id": [1], "history": [[10]], "targets": [[20]]}
+    pq.write_table(
+        pa.table(columns | {"history_times": [[1]], "at_time": [8000]}), tmp_path / "cases.parquet"
+    )
+    with pytest.raises(ValueError, match="newest event in new of 8000 ms, old of 8000 ms"):
+        mixed_retrieval(tmp_path / "cases.parquet", tmp_path / "m.json", **folders)
 
 
 def test_vectors_of_another_release_are_an_error(tmp_path: Path, folders: dict[str, Path]) -> None:

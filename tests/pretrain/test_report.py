@@ -182,6 +182,22 @@ def test_the_verdict_names_the_best_baseline_and_says_whether_intervals_meet(
     assert "intervals overlap" in close
 
 
+def test_the_verdict_speaks_of_the_release_and_its_blend_and_lets_neither_beat_the_other(
+    tmp_path: Path,
+) -> None:
+    both = sentence(
+        tmp_path / "m.json", ours=system(0.2), ours_blended=system(0.3), ease=system(0.15)
+    )
+    assert "next: ours finds Recall@20 0.2000, 1.33 times the best other system here (ease" in both
+    assert "next: ours_blended finds Recall@20 0.3000, 2.00 times the best other" in both
+    only = sentence(tmp_path / "m.json", ours_blended=system(0.3), ease=system(0.15))
+    assert only.startswith("next: ours_blended finds")
+    (protocol,) = read_protocols(
+        [metrics_file(tmp_path / "m.json", ours=system(0.2), ours_blended=system(0.3))]
+    )
+    assert verdict(protocol) is None  # nothing to compare with
+
+
 def test_the_verdict_hides_neither_a_loss_nor_another_metric(tmp_path: Path) -> None:
     behind = sentence(tmp_path / "m.json", ours=system(0.1), ease=system(0.2))
     assert "0.50 times the best other" in behind
@@ -208,6 +224,37 @@ def test_several_seeds_are_told_apart_and_a_shared_baseline_is_one(tmp_path: Pat
     (said,) = report(metrics=files, out=out)
     assert "0.3200 (mean of 3 files), 1.60 times" in said
     assert "0.3200 ± 0.0200" in Reader(out.read_text()).text
+
+
+def test_knock_outs_are_neither_seeds_nor_competitors(tmp_path: Path) -> None:
+    files = [
+        metrics_file(
+            tmp_path / f"seed-{n}" / "m.json", ours=system(recall), ease=system(0.2),
+            ours_without_image=system(recall / 2), ours_without_text=system(2 * recall),
+        )
+        for n, recall in enumerate((0.2, 0.3))
+    ]  # fmt: skip
+    out = tmp_path / "r.html"
+    (said,) = report(metrics=files, out=out)
+    assert "0.2500 (mean of 2 files), 1.25 times the best other system here (ease" in said
+    page = out.read_text()
+    before, knock_outs = page.split("<h3>Knock-outs</h3>")
+    assert "ours_without" not in before
+    text = Reader(knock_outs.split("</table>")[0]).text
+    rows = ("ours0.2500 ± ", "100%", "ours_without_image0.1250 ± ", "50%",
+            "ours_without_text0.5000 ± ", "200%")  # fmt: skip
+    places = [text.index(shown) for shown in rows]
+    assert places == sorted(places)
+    only = metrics_file(tmp_path / "only.json", ours_without_image=system(0.2))
+    report(metrics=[only], out=out)
+    assert "ours_without_image" in out.read_text()
+
+
+def test_a_map_of_a_knock_out_says_so(embeddings_dir: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(embeddings_dir, tmp_path / "blind")
+    (folder / "embeddings.json").write_text(json.dumps({"without": ["image"]}))
+    (said,) = report(embeddings_dir=folder, out=tmp_path / "r.html")
+    assert "The aligned vectors without image of 240 items" in said
 
 
 def test_a_bootstrap_interval_comes_before_the_standard_error(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def embeddings(toy_dataset: Path, tmp_path: Path) -> Path:
         items.select(["item_row", "item_id"]).append_column("aligned", array),
         folder / "items.parquet",
     )
-    (folder / "embeddings.json").write_text('{"release_fingerprint": "abc"}')
+    (folder / "embeddings.json").write_text('{"release_fingerprint": "abc", "newest_event": 5}')
     return folder
 
 
@@ -148,7 +148,17 @@ def test_ids_come_with_the_id_map_and_name_one_item_each(
     assert about["use"][0]["used"] == len({codes[0] for codes in ids["codes"].to_pylist()})
     assert 0 < about["error_seen"] < 1
     assert about["embeddings"]["release_fingerprint"] == "abc"
-    assert about["newest_event"] < dataset.manifest.cutoffs.valid_start
+    assert about["newest_event"] == dataset.manifest.newest_train_event
+
+
+def test_codes_have_seen_what_their_vectors_have_seen(
+    embeddings: Path, toy_dataset: Path, tmp_path: Path
+) -> None:
+    newest = open_dataset(toy_dataset).manifest.newest_train_event + 1
+    (embeddings / "embeddings.json").write_text(json.dumps({"newest_event": newest}))
+    semantic_ids(embeddings, toy_dataset, tmp_path / "ids", levels=1, num_codes=6)
+    about = json.loads((tmp_path / "ids" / "semantic_ids.json").read_text())
+    assert about["newest_event"] == newest
 
 
 def test_unseen_items_do_not_shape_the_codes(
@@ -165,6 +175,13 @@ def test_unseen_items_do_not_shape_the_codes(
         semantic_ids(embeddings, toy_dataset, tmp_path / "ids", levels=2, num_codes=6)
         books.append(load_file(tmp_path / "ids" / "codebooks.safetensors")["codebooks_VKD"])
     assert torch.equal(books[0], books[1])
+
+
+def test_a_knock_out_is_refused(embeddings: Path, toy_dataset: Path, tmp_path: Path) -> None:
+    about = {"newest_event": 5, "without": ["image"]}
+    (embeddings / "embeddings.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="found a knock-out"):
+        semantic_ids(embeddings, toy_dataset, tmp_path / "ids")
 
 
 def test_vectors_of_another_catalogue_are_refused(

@@ -263,6 +263,34 @@ def test_known_vectors_are_matched_by_item_id(
     assert 0 < int(there.sum()) < old.num_items
 
 
+@pytest.fixture(scope="module")
+def blind(world: Path, released: Path, dataset: Dataset) -> Path:
+    """Vectors as if no item with a text had a picture."""
+    embed(released, dataset.dir, world / "blind", without=["image"])
+    return world / "blind"
+
+
+def test_a_knock_out_moves_what_has_the_modality_and_another_one(
+    embedded: Path, blind: Path, dataset: Dataset
+) -> None:
+    assert json.loads((embedded / "embeddings.json").read_text())["without"] == []
+    assert json.loads((blind / "embeddings.json").read_text())["without"] == ["image"]
+    whole, part = (pq.read_table(folder / "items.parquet") for folder in (embedded, blind))
+    both = dataset.items["has_image"].to_numpy() & dataset.items["has_text"].to_numpy()
+    before, after = (torch.tensor(table["aligned"].to_pylist()) for table in (whole, part))
+    assert ((after - before).norm(dim=1) > 1e-4).tolist() == both.tolist()
+    assert 0 < both.sum() < len(both)
+    assert part["raw"].equals(whole["raw"])
+
+
+@pytest.mark.parametrize("name", ["teacher", "old_space"])
+def test_a_knock_out_is_no_teacher_and_no_old_space(
+    name: str, blind: Path, world: Path, dataset: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = words_of(dataset.dir, world / "no", f"--model.reuse.{name}", str(blind))
+    assert "blind: found a knock-out, vectors without ['image']" in refusal(capsys, *words)
+
+
 def test_a_release_that_has_seen_the_validation_time_is_refused_unless_allowed(
     world: Path, released: Path, capsys: pytest.CaptureFixture[str], toy_config: ShardConfig
 ) -> None:

@@ -1,5 +1,6 @@
 """The shipped batch files, as they are, with the real programs on a real two-node Slurm."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ pytestmark = pytest.mark.slurm
 REPOSITORY = Path(__file__).resolve().parents[2]
 # A toy world of seconds; on CPU, a rank is a task and there are no GPUs.
 WORLD = ("--num_users=150", "--num_items=120", "--num_events=4000", "--num_impressions=3000")
+SHARD = ("--config", "configs/toy/shard.yaml", "--items_per_shard", "64")
 NODES = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1")
 FIT = (
     *("--config", "configs/toy/pretrain.yaml", "--config", "configs/zero2.yaml"),
@@ -36,8 +38,7 @@ def checkout(slurm: "Slurm", tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dataset(slurm: "Slurm", checkout: Path, scripts: Path) -> Path:
     """The dataset that the three chained jobs make, with an array of two parts."""
     submit = scripts / "submit_data_prep.sh"
-    shard = ("--config", "configs/toy/shard.yaml", "--items_per_shard", "64")
-    last = slurm.run(submit, "2", "--cpus-per-task=1", "--", *shard, cwd=checkout)
+    last = slurm.run(submit, "2", "--cpus-per-task=1", "--", *SHARD, cwd=checkout)
     assert slurm.wait(last, seconds=240) == "COMPLETED", output(checkout)
     return checkout / "data/toy/dataset"
 
@@ -66,6 +67,15 @@ def submit_fit(slurm: "Slurm", checkout: Path, scripts: Path, run_dir: str, *fla
     return slurm.submit(*words, cwd=checkout, RUN_DIR=run_dir)
 
 
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file, by its name; the manifest's among them."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
 def output(folder: Path) -> str:
     """The end of every job's log."""
     return "\n".join(f"{file.name}:\n{file.read_text()[-3000:]}" for file in folder.glob("*.out"))
@@ -79,6 +89,16 @@ def test_an_array_of_two_parts_makes_an_intact_dataset(
     assert manifest["counts"]["items"] == 120
     logs = [file.read_text() for file in checkout.glob("data_prep-content-*.out")]
     assert len(logs) == 2
+
+
+def test_the_array_writes_the_bytes_of_one_local_run(
+    slurm: "Slurm", checkout: Path, dataset: Path
+) -> None:
+    local = ("--dataset_dir", "data/toy/local")
+    run(slurm, checkout, "data_prep", "shard", *SHARD, *local)
+    found, expected = digests(dataset), digests(checkout / "data/toy/local")
+    assert sum(name.endswith(".tar") for name in expected) > 2
+    assert found == expected
 
 
 def test_content_without_tables_is_refused(slurm: "Slurm", checkout: Path, scripts: Path) -> None:
