@@ -36,8 +36,8 @@ class NegativesConfig:
     """Whether an item with the very content of the positive is a negative."""
 
     queue_size: int = 0
-    """Vectors of past steps' items that are negatives too, without gradient; 0 for none. Several
-    times the distinct targets of a step (`train/distinct_targets`)."""
+    """Vectors of past steps' items that are negatives too, without gradient; 0 for none, else
+    several times a step's distinct targets, which are logged as `train/distinct_targets`."""
 
     matryoshka: dict[int, float] = field(default_factory=dict)
     """Prefix width → weight of the same losses on the prefixes, beside the whole width's 1."""
@@ -224,7 +224,7 @@ def warn_few_negatives(report: dict[str, Tensor], *, floor: int) -> None:
 
 def warn_small_queue(report: dict[str, Tensor], *, size: int) -> None:
     """Say so where the queue cannot hold one step, of which logQ then takes all for held."""
-    if 0 < size < int(report["distinct_targets"]):
+    if "distinct_targets" in report and size < int(report["distinct_targets"]):
         log.warning(
             "loss.queue_size %d: a step has %d distinct targets, so that most fall out at once and "
             "logQ overrates how often rare items are negatives; raise it to several steps' "

@@ -203,9 +203,10 @@ def objective(
         "user_item_loss": aligned.loss,
         "user_item_weight": torch.tensor(weight),
         "negatives": aligned.negatives,
-        "distinct_targets": aligned.distinct_targets,
         "scale": model.temperature(),
     }
+    if state is not None and state.queue is not None:
+        report["distinct_targets"] = aligned.distinct_targets
     if batch.pairs_K2 is not None and state is not None and state.behaviour_temperature is not None:
         assert pair_probability_N is not None
         scale = state.behaviour_temperature()

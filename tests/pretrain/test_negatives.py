@@ -110,7 +110,7 @@ def test_other_items_of_a_step_fall_out_each_time() -> None:
 def test_a_queue_below_one_step_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     report = {"distinct_targets": loss_of(NegativesConfig()).distinct_targets}
     with caplog.at_level(logging.WARNING):
-        warn_small_queue(report, size=0)
+        warn_small_queue({}, size=0)
         warn_small_queue(report, size=3)
         assert not caplog.records
         warn_small_queue(report, size=2)
