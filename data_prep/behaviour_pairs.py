@@ -16,7 +16,7 @@ MS_PER_MINUTE = 60_000
 
 @dataclass(frozen=True, kw_only=True)
 class PairConfig:
-    """Which items belong together by behaviour (QARM, arXiv 2411.11739, section 3.1)."""
+    """Which items belong together by behaviour (QARM, arXiv 2411.11739)."""
 
     session_minutes: int = 30
     """Two events of a user with no longer pause between one and the next are of one session; all

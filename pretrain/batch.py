@@ -6,15 +6,16 @@ Letters, used in every file of this package:
     T  targets of a sample         P  (sample, target) pairs on this rank that exist
     n  distinct items on this rank G  candidate items of every rank
     N  items in the catalogue      D  shared width        F  width of one tower's features
-    K  item-item pairs on this rank
+    K  item-item pairs on this rank f  frames of the items that have some
 
 The classes are not frozen: Lightning moves a batch to its device by setting fields of a copy.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 
@@ -28,11 +29,26 @@ class ItemBatch:
     inputs: dict[str, dict[str, Tensor]]
     """Modality → named inputs of its tower, for the items that have it, in the order of `rows_n`.
 
-    Cached features come under the single name `features`.
+    Cached features come under the single name `features`. Frames are rows of their own; `item`
+    says which of the items that have frames each belongs to, rising from 0.
     """
 
     presence: dict[str, Tensor]
     """Modality → bool [n]: does the item have it?"""
+
+
+def inputs_of(inputs: dict[str, Tensor], chosen: slice | Tensor) -> dict[str, Tensor]:
+    """Inputs of some of the items that have a modality: a slice, or a mask, of those items."""
+    owner_f = inputs.get("item")
+    if owner_f is None:
+        return {name: value[chosen] for name, value in inputs.items()}
+    if isinstance(chosen, slice):  # frames of neighbours are neighbours: a view, no copy
+        bounds = torch.tensor([chosen.start, chosen.stop], device=owner_f.device)
+        first, last = torch.searchsorted(owner_f, bounds).tolist()
+        part = {name: value[first:last] for name, value in inputs.items()}
+    else:
+        part = {name: value[chosen[owner_f]] for name, value in inputs.items()}
+    return part | {"item": torch.unique(part["item"], return_inverse=True)[1]}
 
 
 @dataclass(kw_only=True)
@@ -54,6 +70,9 @@ class Batch:
 
     groups_n: Tensor | None = None
     """Content group of each item of `items.rows_n`; None where equal content is unknown."""
+
+    modality_groups_n: dict[str, Tensor] = field(default_factory=dict)
+    """Modality → the same by that content alone, for those whose equal content is known."""
 
     pairs_K2: Tensor | None = None
     """Item-item pairs (trigger, target), as positions in `items.rows_n`; None without them."""

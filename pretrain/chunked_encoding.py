@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pretrain.batch import ItemBatch
+from pretrain.batch import ItemBatch, inputs_of
 from pretrain.collectives import max_over_ranks
 from pretrain.item_encoder import ItemEncoder, ItemVectors
 
@@ -78,5 +78,5 @@ def slice_items(items: ItemBatch, start: int, stop: int) -> ItemBatch:
         first, last = int(present_n[:start].sum()), int(present_n[:stop].sum())
         if first == last:  # none of these has it: any input stands in, as in a whole batch
             first, last = 0, 1
-        inputs[name] = {key: value[first:last] for key, value in items.inputs[name].items()}
+        inputs[name] = inputs_of(items.inputs[name], slice(first, last))
     return ItemBatch(rows_n=items.rows_n[start:stop], inputs=inputs, presence=presence)

@@ -59,14 +59,15 @@ def influence(
         config=dataclasses.replace(config, matryoshka={}),
     ).loss
     shared = SharedItems.of(item_nD, batch, known=old)
-    losses_P = pair_losses(
+    masked = config.same_content == "masked"
+    pairs = pair_losses(
         shared.new_PD,
         shared.known_GE,
         own_P=shared.own_P,
-        group_G=shared.group_G if config.same_content == "masked" else None,
+        groups=(shared.group_G,) if masked and shared.group_G is not None else (),
         kind="info_nce",
         scale=scale,
         bias=None,
         tile=config.tile,
     )
-    return users + shared.mean(losses_P) + 0.0 * states_BSD.sum()
+    return users + shared.mean(pairs.losses_P) + 0.0 * states_BSD.sum()

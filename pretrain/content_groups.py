@@ -7,6 +7,23 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 
+def modality_groups(items: pa.Table) -> dict[str, NDArray[np.int64]]:
+    """Modality → for each item the first row with the same content of it, [N].
+
+    An item without it is a group of its own; a modality without hashes is left out.
+    """
+    found = {}
+    for name in _hash_columns(items):
+        column = items[name].combine_chunks()
+        (rows,) = column.is_valid().to_numpy(zero_copy_only=False).nonzero()
+        hashes = column.drop_null().to_numpy()
+        _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
+        groups_N = np.arange(items.num_rows)
+        groups_N[rows] = rows[first[inverse]]
+        found[name.removeprefix("hash_")] = groups_N
+    return found
+
+
 def content_groups(items: pa.Table) -> NDArray[np.int64]:
     """For each item the first row with the same content, [N].
 
@@ -14,7 +31,7 @@ def content_groups(items: pa.Table) -> NDArray[np.int64]:
     and every item of a dataset without hashes, is a group of its own.
     """
     own_N = np.arange(items.num_rows)
-    names = [name for name in items.column_names if name.startswith("hash_")]
+    names = _hash_columns(items)
     if not names:
         return own_N
     columns = []
@@ -28,3 +45,7 @@ def content_groups(items: pa.Table) -> NDArray[np.int64]:
     _, first, inverse = np.unique(table_NC, axis=0, return_index=True, return_inverse=True)
     has_content_N = table_NC[:, 1::2].any(axis=1)
     return np.where(has_content_N, first[inverse.ravel()], own_N)
+
+
+def _hash_columns(items: pa.Table) -> list[str]:
+    return [name for name in items.column_names if name.startswith("hash_")]

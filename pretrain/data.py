@@ -16,7 +16,7 @@ from data_prep.dataset import Dataset as TriptychDataset
 from data_prep.dataset import open_dataset
 from pretrain.batch import Batch, QueryBatch
 from pretrain.collectives import world_size
-from pretrain.content_groups import content_groups
+from pretrain.content_groups import content_groups, modality_groups
 from pretrain.data_config import DataConfig
 from pretrain.feature_cache import FeatureCache
 from pretrain.item_loader import ItemLoader, preprocessors_of
@@ -118,6 +118,11 @@ class PretrainData(pl.LightningDataModule):
             )
         ).float()
         self.groups = content_groups(self.dataset.items)
+        self.modality_groups = {
+            name: groups
+            for name, groups in modality_groups(self.dataset.items).items()
+            if name in towers
+        }
         self.pairs: ItemPairs | None = None
         self.pair_probability: Tensor | None = None
         if self.config.item_pairs:
@@ -163,6 +168,7 @@ class PretrainData(pl.LightningDataModule):
             config=self.config,
             user=self.user,
             groups=self.groups,
+            modality_groups=self.modality_groups,
             pairs=self.pairs,
             users_UC=self.users_UC,
         )

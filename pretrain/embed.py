@@ -18,7 +18,7 @@ from torch import Tensor
 
 from data_prep.dataset import Dataset, open_dataset
 from data_prep.records import replace_file
-from pretrain.batch import ItemBatch
+from pretrain.batch import ItemBatch, inputs_of
 from pretrain.feature_cache import FeatureCache
 from pretrain.item_loader import ItemLoader
 from pretrain.release import Release, load_released, raw_features
@@ -183,7 +183,7 @@ def knocked_out(batch: ItemBatch, without: list[str]) -> ItemBatch:
         had_n = batch.presence[name]
         presence[name] = had_n & bare_n
         if bool(had_n.any()) and bool(presence[name].any()):
-            inputs[name] = {key: one[bare_n[had_n]] for key, one in inputs[name].items()}
+            inputs[name] = inputs_of(inputs[name], bare_n[had_n])
     return ItemBatch(rows_n=batch.rows_n, inputs=inputs, presence=presence)
 
 

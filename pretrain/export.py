@@ -177,6 +177,8 @@ def card(config: ReleaseConfig, manifest: Manifest, *, source: Path) -> str:
     )
     built_on = "".join(
         f"- Built on the release with weights SHA-256 `{one['release_fingerprint']}` ({name}).\n"
+        if "release_fingerprint" in one
+        else f"- Built on vectors from a file with SHA-256 `{one['file_sha256']}` ({name}).\n"
         for name, one in config.reused.items()
     )
     counts = ", ".join(f"{value:,} {name}" for name, value in manifest.counts.items())

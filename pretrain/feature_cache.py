@@ -2,7 +2,7 @@
 
 features_dir/
   features.json          which towers, of which dataset
-  <modality>.npy         [N, F] float16, zeros where absent
+  <modality>.npy         [N, F] float16 or float32, zeros where absent
   <modality>.mask.npy    [N] bool
 """
 
@@ -64,7 +64,7 @@ def saved_digests(features_dir: Path) -> dict[str, str] | None:
 class FeatureCache:
     """Features in memory-mapped arrays."""
 
-    features: dict[str, NDArray[np.float16]]
+    features: dict[str, NDArray[np.floating[Any]]]
     masks: dict[str, NDArray[np.bool_]]
 
     @property

@@ -1,6 +1,6 @@
 """Features of some items at a time: files that many processes write and one joins.
 
-features_dir/parts/<modality>-<digest>/<part>.safetensors   features [rows, F] float16, mask [rows]
+features_dir/parts/<modality>-<digest>/<part>.safetensors   features [rows, F], mask [rows]
 
 A part is a range of items. It is written under a temporary name and renamed, so one that is there
 is whole, and a run that was stopped goes on with the parts that are missing. The digest says of
@@ -14,10 +14,12 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import safe_open
 from safetensors.numpy import load_file, save
 
 from data_prep.dataset import Dataset
@@ -87,15 +89,23 @@ class FeatureParts:
         """Parts that are not there yet."""
         return [part for part in range(len(self)) if not self.path(part).is_file()]
 
-    def write(self, part: int, features: NDArray[np.float16], mask: NDArray[np.bool_]) -> None:
+    def write(
+        self, part: int, features: NDArray[np.floating[Any]], mask: NDArray[np.bool_]
+    ) -> None:
         """Keep a finished part."""
         replace_file(self.path(part), save({"features": features, "mask": mask}))
 
     def join(self, out_dir: Path, *, name: str) -> int:
-        """Write `<name>.npy` and its mask from all parts; how many items have the modality."""
+        """Write `<name>.npy` and its mask from all parts; how many items have the modality.
+
+        It is as precise as the most precise of them.
+        """
         temporary = out_dir / f"{name}.npy.tmp"
         array = np.lib.format.open_memmap(
-            temporary, mode="w+", dtype=np.float16, shape=(self.num_items, self.width)
+            temporary,
+            mode="w+",
+            dtype=np.float32 if "F32" in map(self._dtype, range(len(self))) else np.float16,
+            shape=(self.num_items, self.width),
         )
         mask = np.zeros(self.num_items, bool)
         for part in range(len(self)):
@@ -109,3 +119,9 @@ class FeatureParts:
             np.save(file, mask)
         mask_file.replace(out_dir / f"{name}.mask.npy")
         return int(mask.sum())
+
+    def _dtype(self, part: int) -> str:
+        """As safetensors calls it, from the header alone."""
+        with safe_open(self.path(part), "numpy") as file:
+            name: str = file.get_slice("features").get_dtype()
+        return name

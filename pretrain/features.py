@@ -39,7 +39,9 @@ BATCH_SIZE = 64
 def compute_features(
     model: ModelConfig, *, config: DataConfig, earlier: EarlierRelease | None = None
 ) -> None:
-    """Run every tower over every item and keep the features (float16) for quick training.
+    """Run every tower over every item and keep the features for quick training.
+
+    They are kept as float16, or as float32 where float16 would overflow (given vectors may).
 
     Args:
         model: the architecture; every tower must be frozen.
@@ -117,9 +119,13 @@ def _device() -> torch.device:
 def _compute_part(
     name: str, part: int, *, backbone: Backbone, items: ItemLoader, out: FeatureParts
 ) -> None:
-    """Run one tower over one part's items."""
+    """Run one tower over one part's items.
+
+    Raises:
+        ValueError: the tower says of an item what is not finite.
+    """
     rows_of_part = out.rows(part)
-    features = np.zeros((len(rows_of_part), out.width), np.float16)
+    features = np.zeros((len(rows_of_part), out.width), np.float32)
     mask = np.zeros(len(rows_of_part), bool)
     for start in range(0, len(rows_of_part), BATCH_SIZE):
         rows = np.asarray(rows_of_part[start : start + BATCH_SIZE])
@@ -128,9 +134,17 @@ def _compute_part(
         places = np.arange(start, start + len(rows))
         if present.any():
             inputs = {key: value.to(_device()) for key, value in batch.inputs[name].items()}
-            features[places[present]] = backbone(**inputs).half().cpu().numpy()
+            features[places[present]] = backbone(**inputs).float().cpu().numpy()
         mask[places] = present
-    out.write(part, features, mask)
+    finite = np.isfinite(features).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"features of {name}: found numbers that are not finite for item row "
+            f"{rows_of_part[int(finite.argmin())]}, expected finite ones; look at the item's "
+            "content and at the tower's weights"
+        )
+    fits = np.abs(features).max() <= np.finfo(np.float16).max
+    out.write(part, features.astype(np.float16) if fits else features, mask)
 
 
 def _join(

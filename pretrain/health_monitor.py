@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from pretrain.batch import Batch
-from pretrain.collectives import sum_over_ranks
+from pretrain.collectives import sum_over_ranks, world_size
 from pretrain.health import (
     alignment,
     effective_rank,
@@ -193,7 +193,9 @@ class HealthMonitor(pl.Callback):
         values = mean_over_ranks(found, names, device=tokens_nMD.device)
         for name in names:
             square = squares.get(name, torch.zeros((), device=tokens_nMD.device))
-            values[f"gradient_{name}"] = float(sum_over_ranks(square).sqrt())
+            # A rank's loss is its share times the number of ranks, see `objective.py`. An item on
+            # two ranks counts as two items, each with a part of the gradient.
+            values[f"gradient_{name}"] = float(sum_over_ranks(square).sqrt()) / world_size()
         metrics = {f"health/{name}": value for name, value in values.items()}
         for logger in trainer.loggers:  # at once: self.log keeps only steps that Lightning logs
             logger.log_metrics(metrics, step=trainer.global_step)

@@ -1,7 +1,8 @@
-"""Item vectors that an earlier release gave items of this catalogue. Letters: see `batch.py`.
+"""Item vectors that an earlier release, or a model of ids, gave items of this catalogue.
 
-They are read from the folder of `python -m pretrain embed`, so that no second model is run. E is
-the width of that release's space, K the number of items that it knew.
+They are read from the folder of `python -m pretrain embed`, or from any Parquet file, so that no
+second model is run. Letters: see `batch.py`; E is the width of the space that they are of, K the
+number of items that it knew.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
@@ -23,21 +26,24 @@ from pretrain.id_map import rows_of_ids
 from pretrain.knock_out import refuse_knock_out
 from pretrain.negatives import DistinctItems
 
+LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+
 
 @dataclass(frozen=True)
 class KnownVectors:
-    """Vectors of those items of this catalogue that an embeddings folder has, on the CPU."""
+    """Vectors of some items of this catalogue, on the CPU."""
 
     vectors_KE: Tensor
     """Of unit length."""
 
     place_N: Tensor
-    """Row of this catalogue → row of `vectors_KE`, -1 where the folder lacks the item."""
+    """Row of this catalogue → row of `vectors_KE`, -1 where the item has none."""
 
     newest_event: int = 0
-    """Newest event that their release has seen, unix milliseconds."""
+    """Newest event that whatever made them has seen, unix milliseconds."""
 
-    release_fingerprint: str = ""
+    fingerprint: str = ""
+    """SHA-256 of their release's weights, or of the file that they are from."""
 
     @property
     def width(self) -> int:
@@ -52,7 +58,7 @@ class KnownVectors:
 
     @classmethod
     def open(cls, embeddings_dir: Path, *, dataset: Dataset) -> KnownVectors:
-        """Read `aligned` vectors of those items of the dataset that the folder has, by item id.
+        """Read the `aligned` vectors of a folder of `python -m pretrain embed`.
 
         Raises:
             ValueError: no such folder, a knock-out, or none of its items is in the dataset.
@@ -65,22 +71,59 @@ class KnownVectors:
             )
         about = json.loads(about_file.read_text())
         refuse_knock_out(embeddings_dir, about.get("without", []))
-        table = pq.read_table(embeddings_dir / "items.parquet", columns=["item_id", "aligned"])
+        return cls.read(
+            embeddings_dir / "items.parquet",
+            column="aligned",
+            dataset=dataset,
+            newest_event=int(about["newest_event"]),
+            fingerprint=str(about["release_fingerprint"]),
+        )
+
+    @classmethod
+    def read(
+        cls, path: Path, *, column: str, dataset: Dataset, newest_event: int, fingerprint: str
+    ) -> KnownVectors:
+        """Vectors of those items of the dataset that a Parquet file has, by `item_id`.
+
+        Raises:
+            ValueError: no such columns, no vectors of one width, or none of the dataset's items.
+        """
+        names = pq.read_schema(path).names
+        if not {"item_id", column} <= set(names):
+            raise ValueError(
+                f"{path}: found columns {names}, expected item_id and {column}; name the column of "
+                "vectors in the settings, or rename it"
+            )
+        table = pq.read_table(path, columns=["item_id", column])
         place_N = rows_of_ids(
             dataset.items["item_id"].combine_chunks(), known=table["item_id"].combine_chunks()
         )
         if not (place_N >= 0).any():
             raise ValueError(
-                f"{embeddings_dir}: has none of the {dataset.num_items} items of {dataset.dir}; "
-                "run python -m pretrain embed on that dataset"
+                f"{path}: has none of the {dataset.num_items} items of {dataset.dir}; write it for "
+                "the items of that dataset"
             )
-        flat = table["aligned"].combine_chunks().flatten().to_numpy().astype(np.float32)
+        lists = table[column].combine_chunks()
+        widths = [None]
+        if any(is_list(lists.type) for is_list in LISTS):
+            widths = pc.unique(pc.list_value_length(lists)).to_pylist()
+        if len(widths) != 1 or not widths[0]:
+            raise ValueError(
+                f"{path}: found {lists.type} of widths {widths} in {column}, expected vectors of "
+                "one width; leave out the rows that have none"
+            )
+        flat = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+        if not np.isfinite(flat).all():
+            raise ValueError(
+                f"{path}: found numbers that are not finite in {column}, expected finite ones; "
+                "leave out their rows"
+            )
         vectors_KE = torch.from_numpy(flat).view(len(table), -1)
         return cls(
             F.normalize(vectors_KE, dim=-1),
             torch.from_numpy(place_N),
-            newest_event=int(about["newest_event"]),
-            release_fingerprint=str(about["release_fingerprint"]),
+            newest_event=newest_event,
+            fingerprint=fingerprint,
         )
 
 

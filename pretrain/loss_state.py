@@ -28,9 +28,22 @@ class LossState(nn.Module):
     """Only what the settings need, so that no parameter is left without a gradient."""
 
     def __init__(
-        self, *, width: int, temperature: float, behaviour: bool, sigmoid: bool, queue_size: int
+        self,
+        *,
+        width: int,
+        temperature: float,
+        behaviour: bool,
+        sigmoid: bool,
+        queue_size: int,
+        target_width: int | None = None,
     ) -> None:
+        """`target_width` is that of the collaborative target, None without one."""
         super().__init__()
         self.behaviour_temperature = Temperature(temperature) if behaviour else None
         self.sigmoid_bias = SigmoidBias() if sigmoid else None
         self.queue = VectorQueue(queue_size, width=width) if queue_size else None
+        self.target_projection: nn.Linear | None = None
+        self.target_temperature: Temperature | None = None
+        if target_width is not None:
+            self.target_projection = nn.Linear(target_width, width, bias=False)
+            self.target_temperature = Temperature(temperature)

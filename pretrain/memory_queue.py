@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pretrain.modality_dropout import row_hash
+
 
 @dataclass(frozen=True, kw_only=True)
 class PastItems:
@@ -50,11 +52,13 @@ class VectorQueue(nn.Module):
         )
 
     @torch.no_grad()
-    def push(self, item_GD: Tensor, rows_G: Tensor, groups_G: Tensor, *, draws: Tensor) -> None:
+    def push(
+        self, item_GD: Tensor, rows_G: Tensor, groups_G: Tensor, *, draws: Tensor, step: int
+    ) -> None:
         """Put this step's items first; the oldest fall out."""
         size = len(self.rows_Q)
-        # What falls out first within a step is arbitrary: it must not be the items of high rows.
-        order_G = torch.argsort(rows_G * 2654435761 & 0xFFFFFFFF)
+        # What falls out first within a step is arbitrary, but never the same items each time.
+        order_G = torch.argsort(row_hash(rows_G, step=step))
         kept_Q = (self.rows_Q >= 0) & ~torch.isin(self.rows_Q, rows_G)
         fresh_age_G = torch.zeros(len(rows_G), dtype=torch.float64, device=rows_G.device)
         for held, fresh in (

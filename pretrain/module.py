@@ -24,7 +24,7 @@ from pretrain.item_loader import ItemLoader, vector_widths_of
 from pretrain.loss_state import LossState
 from pretrain.metrics import ndcg_at_k, recall_at_k, target_ranks
 from pretrain.model import ModelConfig, TwoSpaceModel
-from pretrain.negatives import warn_few_negatives
+from pretrain.negatives import warn_few_negatives, warn_small_queue
 from pretrain.objective import LossConfig, objective
 from pretrain.optim import OptimConfig, build_optimizer, warmup_cosine
 from pretrain.reuse import ReuseConfig, Reused
@@ -82,6 +82,7 @@ class PretrainModule(pl.LightningModule):
         for weight, setting, known in (
             ("distil_weight", "teacher", reused.teacher),
             ("compatibility_weight", "old_space", reused.old),
+            ("collaborative_weight", "collaborative", reused.collaborative),
         ):
             if (getattr(self.loss_config, weight) > 0) != (known is not None):
                 raise ValueError(
@@ -100,7 +101,8 @@ class PretrainModule(pl.LightningModule):
         """Build the model for the dataset at hand."""
         if self.model is not None:
             return
-        earlier = self.prepare(self.data).earlier
+        reused = self.prepare(self.data)
+        earlier = reused.earlier
         backbones: dict[str, Backbone] = {}
         if self.data.features is None:
             given = vector_widths_of(self.data.dataset)
@@ -141,7 +143,9 @@ class PretrainModule(pl.LightningModule):
                 f"{self.data.config.item_pairs}; set both, or neither"
             )
         self.loss_state = self.loss_config.state(
-            width=self.encoders.width, temperature=self.encoders.temperature
+            width=self.encoders.width,
+            temperature=self.encoders.temperature,
+            target_width=None if reused.collaborative is None else reused.collaborative.width,
         )
         self._architectures = {name: one.architecture() for name, one in backbones.items()}
 
@@ -188,12 +192,14 @@ class PretrainModule(pl.LightningModule):
                 pair_probability_N=data.pair_probability,
                 teacher=self.reused.teacher,
                 old=self.reused.old,
+                id_vectors=self.reused.collaborative,
             )
         self.log("train/loss", result.loss, prog_bar=True, batch_size=1)
         for name, value in result.report.items():
             self.log(f"train/{name}", value.float(), batch_size=1)
         if batch_idx % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             warn_few_negatives(result.report, floor=self.loss_config.floor)
+            warn_small_queue(result.report, size=self.loss_config.queue_size)
         return result.loss
 
     def autocast(self) -> torch.autocast:

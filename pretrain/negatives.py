@@ -36,7 +36,8 @@ class NegativesConfig:
     """Whether an item with the very content of the positive is a negative."""
 
     queue_size: int = 0
-    """Vectors of past steps' items that are negatives too, without gradient; 0 for none."""
+    """Vectors of past steps' items that are negatives too, without gradient; 0 for none, else
+    several times a step's distinct targets, which are logged as `train/distinct_targets`."""
 
     matryoshka: dict[int, float] = field(default_factory=dict)
     """Prefix width → weight of the same losses on the prefixes, beside the whole width's 1."""
@@ -116,13 +117,16 @@ class DistinctItems:
 
 @dataclass(frozen=True, kw_only=True)
 class Contrast:
-    """One directed loss over the global batch."""
+    """One loss over the global batch."""
 
     loss: Tensor
     """This rank's share: the mean over ranks is the mean over all queries."""
 
     negatives: Tensor
     """Negatives that a query of this rank has on average, after masking."""
+
+    distinct_targets: Tensor
+    """Items of every rank that some query is to find."""
 
 
 def contrast(
@@ -137,6 +141,7 @@ def contrast(
     scale: Tensor,
     config: NegativesConfig,
     queue: VectorQueue | None = None,
+    step: int = 0,
 ) -> Contrast:
     """Tell each query's item apart from every rank's distinct targets and from past ones.
 
@@ -151,6 +156,7 @@ def contrast(
         scale: inverse temperature.
         config: which negatives, and how they are corrected.
         queue: past vectors; it takes in this step's at the end.
+        step: number of the global batch, which decides what falls out of a full queue.
     """
     distinct = DistinctItems.of(target_P, rows_n=rows_n)
     rows_G, item_GD = distinct.rows_G, distinct.gather(item_nD)
@@ -174,8 +180,7 @@ def contrast(
     exclusions = Exclusions(
         target_P=place_P,
         own_PH=positions_of(own_rows_PH, rows_G=rows_G),
-        group_P=groups_G[place_P] if masked else None,
-        group_G=groups_G if masked else None,
+        groups=(groups_G,) if masked else (),
     )
     loss = query_PD.new_zeros((), dtype=torch.float32)
     width = query_PD.shape[-1]
@@ -197,16 +202,32 @@ def contrast(
             losses_P = info_nce_losses(positive_P - log_q_G[place_P], sums.row_P)
         loss = loss + weight * losses_P.sum() * world_size() / num_queries.clamp(min=1)
     if queue is not None:
-        queue.push(*fresh, draws=num_queries.double())
-    return Contrast(loss=loss, negatives=sums.negatives_P.double().mean())
+        queue.push(*fresh, draws=num_queries.double(), step=step)
+    return Contrast(
+        loss=loss,
+        negatives=sums.negatives_P.double().mean(),
+        distinct_targets=torch.tensor(len(distinct.rows_G)),
+    )
 
 
 def warn_few_negatives(report: dict[str, Tensor], *, floor: int) -> None:
     """Say so where masks leave a query hardly anything to be told apart from."""
-    for name in ("negatives", "item_item_negatives"):
-        if name in report and float(report[name]) < floor:
+    for name, value in report.items():
+        if name.endswith("negatives") and float(value) < floor:
             log.warning(
                 "train/%s: %.1f of each query are left after masking, fewer than loss.floor %d; "
-                "raise data.global_batch_size, or set loss.queue_size",
-                *(name, float(report[name]), floor),
+                "raise data.global_batch_size%s",
+                *(name, float(value), floor),
+                ", or set loss.queue_size" if name == "negatives" else "",
             )
+
+
+def warn_small_queue(report: dict[str, Tensor], *, size: int) -> None:
+    """Say so where the queue cannot hold one step, of which logQ then takes all for held."""
+    if "distinct_targets" in report and size < int(report["distinct_targets"]):
+        log.warning(
+            "loss.queue_size %d: a step has %d distinct targets, so that most fall out at once and "
+            "logQ overrates how often rare items are negatives; raise it to several steps' "
+            "targets, or set it to 0",
+            *(size, int(report["distinct_targets"])),
+        )

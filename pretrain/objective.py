@@ -16,6 +16,7 @@ from torch import Tensor
 from pretrain.alignments import content_content, item_item, user_item
 from pretrain.batch import Batch
 from pretrain.chunked_encoding import encode_in_chunks
+from pretrain.collaborative import collaborative
 from pretrain.compatibility import influence, pull
 from pretrain.distillation import distillation
 from pretrain.gate_balance import gate_balance
@@ -52,6 +53,13 @@ class LossConfig(NegativesConfig):
     pair_loss: Literal["info_nce", "sigmoid"] = "info_nce"
     """Content-content as one softmax each way (CLIP) or as independent sigmoids (SigLIP)."""
 
+    collaborative_weight: float = 0.0
+    """Weight of InfoNCE between an item's content and its vector of `model.reuse.collaborative`;
+    0 is off."""
+
+    collaborative_ramp_steps: int = 0
+    """Steps over which that weight rises from 0; 0: constant."""
+
     distil_weight: float = 0.0
     """Weight of relational distillation from `model.reuse.teacher`: similarities of items to each
     other, not their vectors, are pulled to the teacher's; 0 is off."""
@@ -76,7 +84,7 @@ class LossConfig(NegativesConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("user_item", "behaviour", "pair"):
+        for name in ("user_item", "behaviour", "pair", "collaborative"):
             weight, steps = getattr(self, f"{name}_weight"), getattr(self, f"{name}_ramp_steps")
             if weight < 0 or steps < 0:
                 raise ValueError(
@@ -96,8 +104,12 @@ class LossConfig(NegativesConfig):
             if getattr(self, name) < 0:
                 raise ValueError(f"loss.{name} must not be negative, got {getattr(self, name)}")
 
-    def state(self, *, width: int, temperature: float) -> LossState:
+    def state(
+        self, *, width: int, temperature: float, target_width: int | None = None
+    ) -> LossState:
         """What these losses learn or remember beside a model of this width.
+
+        `target_width` is that of the collaborative target, where there is one.
 
         Raises:
             ValueError: a prefix is no prefix of that width.
@@ -113,6 +125,7 @@ class LossConfig(NegativesConfig):
             behaviour=self.behaviour_weight > 0,
             sigmoid=self.pair_loss == "sigmoid" and self.pair_weight > 0,
             queue_size=self.queue_size,
+            target_width=target_width if self.collaborative_weight > 0 else None,
         )
 
 
@@ -140,6 +153,7 @@ def objective(
     pair_probability_N: Tensor | None = None,
     teacher: KnownVectors | None = None,
     old: KnownVectors | None = None,
+    id_vectors: KnownVectors | None = None,
 ) -> Objective:
     """The weighted sum of the losses of one global batch.
 
@@ -153,6 +167,7 @@ def objective(
         pair_probability_N: the same for the targets of item-item pairs.
         teacher: vectors to distil from.
         old: vectors to stay comparable with.
+        id_vectors: of a model of ids, that content is pulled to.
     """
     rows_n = batch.items.rows_n
     seen_nM = torch.stack([batch.items.presence[m] for m in model.item_encoder.modalities], 1)
@@ -180,6 +195,7 @@ def objective(
         scale=model.temperature(),
         config=config,
         queue=None if state is None else state.queue,
+        step=step,
     )
     weight = ramped(config.user_item_weight, ramp_steps=config.user_item_ramp_steps, step=step)
     loss = weight * aligned.loss
@@ -189,6 +205,8 @@ def objective(
         "negatives": aligned.negatives,
         "scale": model.temperature(),
     }
+    if state is not None and state.queue is not None:
+        report["distinct_targets"] = aligned.distinct_targets
     if batch.pairs_K2 is not None and state is not None and state.behaviour_temperature is not None:
         assert pair_probability_N is not None
         scale = state.behaviour_temperature()
@@ -215,9 +233,31 @@ def objective(
             config=config,
         )
         weight = ramped(config.pair_weight, ramp_steps=config.pair_ramp_steps, step=step)
-        loss = loss + weight * torch.stack(list(pairs.values())).mean()
-        report |= pairs
+        loss = loss + weight * torch.stack([one.loss for one in pairs.values()]).mean()
+        report |= {f"{name}_loss": one.loss for name, one in pairs.items()}
+        report |= {f"{name}_negatives": one.negatives for name, one in pairs.items()}
         report |= {"content_weight": torch.tensor(weight), "content_scale": scale}
+    if id_vectors is not None and state is not None and state.target_projection is not None:
+        assert state.target_temperature is not None
+        scale = state.target_temperature()
+        proxy = collaborative(
+            vectors.fused_nD,
+            batch,
+            targets=id_vectors,
+            projection=state.target_projection,
+            scale=scale,
+            config=config,
+        )
+        weight = ramped(
+            config.collaborative_weight, ramp_steps=config.collaborative_ramp_steps, step=step
+        )
+        loss = loss + weight * proxy.loss
+        report |= {
+            "collaborative_loss": proxy.loss,
+            "collaborative_weight": torch.tensor(weight),
+            "collaborative_negatives": proxy.negatives,
+            "collaborative_scale": scale,
+        }
     if config.distil_weight and teacher is not None:
         report["distil_loss"] = distillation(
             item_nD,

@@ -70,7 +70,7 @@ class ReleaseConfig:
     """User features that the user encoder reads, with their vocabularies."""
 
     reused: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Earlier releases that training built on, see `reuse.py`; `newest_event` counts theirs too."""
+    """What training built on, see `reuse.py`; `newest_event` counts theirs too."""
 
     format: str = RELEASE_FORMAT
     version: int = RELEASE_VERSION

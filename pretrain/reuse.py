@@ -1,4 +1,4 @@
-"""What a run takes over from earlier releases: a start, a teacher, a space to stay comparable with.
+"""What a run takes over: a start, a teacher, a space to stay comparable with, vectors of ids.
 
 Each is refused where it has seen the validation time, and recorded in the release that comes of it.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.dataset import Dataset
+from pretrain.collaborative import CollaborativeConfig
 from pretrain.known_vectors import KnownVectors
 from pretrain.look_ahead import refuse_look_ahead
 from pretrain.model import ModelConfig
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ReuseConfig:
-    """Earlier releases that a run builds on."""
+    """Earlier releases, and vectors of a model of ids, that a run builds on."""
 
     warm_start: Path | None = None
     """Released checkpoint to start from: encoders, adapters with their input scales, temperatures,
@@ -36,6 +37,10 @@ class ReuseConfig:
     old_space: Path | None = None
     """The same by the release whose vectors new ones stay comparable with, for
     `loss.compatibility_weight`; of the same width."""
+
+    collaborative: CollaborativeConfig | None = None
+    """Vectors of a model of ids that content is pulled to, for `loss.collaborative_weight`, so that
+    cold items land among those that users know."""
 
     allow_look_ahead: bool = False
     """Accept any of these although it has seen events of the validation or test time; the release
@@ -55,6 +60,15 @@ class ReuseConfig:
             old=None
             if self.old_space is None
             else KnownVectors.open(self.old_space, dataset=dataset),
+            collaborative=None
+            if self.collaborative is None
+            else KnownVectors.read(
+                self.collaborative.path,
+                column=self.collaborative.column,
+                dataset=dataset,
+                newest_event=self.collaborative.newest_event,
+                fingerprint=file_sha256(self.collaborative.path),
+            ),
         )
         for name, entry in reused.provenance().items():
             refuse_look_ahead(
@@ -82,6 +96,7 @@ class Reused:
     earlier: EarlierRelease | None = None
     teacher: KnownVectors | None = None
     old: KnownVectors | None = None
+    collaborative: KnownVectors | None = None
 
     @property
     def user_columns(self) -> tuple[UserColumn, ...]:
@@ -89,7 +104,7 @@ class Reused:
         return () if self.earlier is None else self.earlier.config.user_columns
 
     def provenance(self) -> dict[str, dict[str, Any]]:
-        """Setting → SHA-256 of the release's weights and the newest event it has seen.
+        """Setting → SHA-256 of the release's weights, or of the file, and the newest event seen.
 
         Of a warm start also the towers that are no longer off-the-shelf, see `embed.py`.
         """
@@ -103,7 +118,12 @@ class Reused:
         for name, known in (("teacher", self.teacher), ("old_space", self.old)):
             if known is not None:
                 found[name] = {
-                    "release_fingerprint": known.release_fingerprint,
+                    "release_fingerprint": known.fingerprint,
                     "newest_event": known.newest_event,
                 }
+        if self.collaborative is not None:
+            found["collaborative"] = {
+                "file_sha256": self.collaborative.fingerprint,
+                "newest_event": self.collaborative.newest_event,
+            }
         return found

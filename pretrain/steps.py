@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import numpy as np
@@ -33,13 +33,14 @@ class TrainSteps(Dataset[Batch]):
         config: DataConfig,
         user: UserEncoderConfig,
         groups: NDArray[np.int64],
+        modality_groups: Mapping[str, NDArray[np.int64]],
         pairs: ItemPairs | None = None,
         users_UC: Tensor | None = None,
     ) -> None:
         self.events, self.windows, self.items = events, windows, items
         self.users_UC = users_UC
         self.config, self.user = config, user
-        self.groups, self.pairs = groups, pairs
+        self.groups, self.modality_groups, self.pairs = groups, modality_groups, pairs
 
     def __len__(self) -> int:
         return num_steps(len(self.windows), global_batch_size=self.config.global_batch_size)
@@ -82,6 +83,10 @@ class TrainSteps(Dataset[Batch]):
             targets_BT=torch.from_numpy(targets),
             states_BT=torch.from_numpy(samples.states_BT),
             groups_n=torch.from_numpy(self.groups[rows]),
+            modality_groups_n={
+                name: torch.from_numpy(groups[rows])
+                for name, groups in self.modality_groups.items()
+            },
             pairs_K2=torch.from_numpy(pairs[0]) if pairs else None,
             users_BC=self._users(batch[part]),
         )

@@ -40,31 +40,34 @@ class Exclusions:
     own_PH: Tensor | None = None
     """Candidates that the query's user has chosen too, -1 where padded."""
 
-    group_P: Tensor | None = None
-    """Content group of the query's item; None where equal content is a negative like any other."""
+    groups: tuple[Tensor, ...] = ()
+    """Content groups of the candidates, [G] each, one for every kind of content: a candidate that
+    shares one with the query's own item is no negative."""
 
-    group_G: Tensor | None = None
-    """Content group of each candidate."""
+    def shared_P(self) -> list[Tensor]:
+        """For each kind the rows whose content occurs in more than one candidate.
 
-    def shared_P(self) -> Tensor | None:
-        """Rows whose content occurs in more than one candidate: the only ones to compare."""
-        if self.group_P is None or self.group_G is None:
-            return None
-        sorted_G = self.group_G.sort().values
-        first_P = torch.searchsorted(sorted_G, self.group_P)
-        return torch.searchsorted(sorted_G, self.group_P, right=True) - first_P > 1
+        They are the only ones to compare.
+        """
+        found = []
+        for group_G in self.groups:
+            sorted_G, group_P = group_G.sort().values, group_G[self.target_P]
+            first_P = torch.searchsorted(sorted_G, group_P)
+            found.append(torch.searchsorted(sorted_G, group_P, right=True) - first_P > 1)
+        return found
 
-    def apply_(self, logits_pg: Tensor, tile: Tile, *, shared_P: Tensor | None) -> None:
+    def apply_(self, logits_pg: Tensor, tile: Tile, *, shared_P: list[Tensor]) -> None:
         """Write -inf where a candidate of this tile is no negative."""
         rows, columns = tile
         target_p = self.target_P[rows] - columns.start
         _erase_(logits_pg, target_p[:, None])
         if self.own_PH is not None:
             _erase_(logits_pg, self.own_PH[rows] - columns.start)
-        if shared_P is not None and self.group_P is not None and self.group_G is not None:
-            row_s = shared_P[rows].nonzero().squeeze(1)
+        for group_G, some_P in zip(self.groups, shared_P, strict=True):
+            row_s = some_P[rows].nonzero().squeeze(1)
             if len(row_s):
-                same_sg = self.group_P[rows][row_s, None] == self.group_G[columns]
+                group_s = group_G[self.target_P[rows][row_s]]
+                same_sg = group_s[:, None] == group_G[columns]
                 logits_pg[row_s] = logits_pg[row_s].masked_fill(same_sg, float("-inf"))
 
 

@@ -65,7 +65,8 @@ class HstuBlock(nn.Module):
 
     U, V, Q, K = silu(linear(norm(x)));  A = silu(Q Kᵀ + bias) / S;  y = x + linear(norm(A V) · U).
     The bias has a part for the distance in places and one for that in time, on a log scale. There
-    is no softmax: how much of something a user did is kept, not only its share.
+    is no softmax: how much of something a user did is kept, not only its share. PyTorch's fused
+    attention is always a softmax, so A is a plain product in memory, [B, H, S, S].
     """
 
     def __init__(

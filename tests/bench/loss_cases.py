@@ -72,17 +72,17 @@ def ours(inputs: Inputs) -> Tensor:
     mine = _slice(len(inputs.left_BD))
     right_BD = inputs.right_BD[mine]
     counts = gather_counts(len(right_BD), device=right_BD.device)
-    losses = pair_losses(
+    pairs = pair_losses(
         inputs.left_BD[mine],
         gather_rows(right_BD, counts=counts),
         own_P=torch.arange(len(inputs.left_BD))[mine],
-        group_G=None,
+        groups=(),
         kind="info_nce",
         scale=inputs.scale,
         bias=None,
         tile=TILE,
     )
-    return losses.sum() * world_size() / len(inputs.left_BD)
+    return pairs.losses_P.sum() * world_size() / len(inputs.left_BD)
 
 
 def clip_loss(inputs: Inputs) -> Tensor:

@@ -4,9 +4,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pretrain.backbone import Backbone
 from pretrain.batch import ItemBatch
 from pretrain.chunked_encoding import encode_in_chunks, slice_items
+from pretrain.embed import knocked_out
 from pretrain.item_encoder import ItemEncoder, ItemVectors
+from pretrain.tower_frames import FramesBackbone
 
 WIDTHS = {"image": 7, "text": 5}
 
@@ -119,3 +122,57 @@ def test_a_frozen_tower_runs_once_and_a_tuned_one_again_in_the_backward(frozen: 
     torch.testing.assert_close(found.fused_nD, expected)
     assert tower.seen == (1 if frozen else 2) * present
     assert (tower.linear.weight.grad is None) == frozen
+
+
+class Picture(Backbone):
+    """A picture tower of one matrix."""
+
+    width = 7
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 7)
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        out: Tensor = self.linear(inputs["pixels"].mean((2, 3)))
+        return out
+
+
+FRAMES = {0: 2, 2: 3, 3: 1, 5: 2}
+"""Item → how many frames it has."""
+
+
+def items_with_frames() -> tuple[ItemBatch, ItemEncoder]:
+    torch.manual_seed(0)
+    counts = torch.tensor(list(FRAMES.values()))
+    presence = {
+        "frames": torch.tensor([item in FRAMES for item in range(6)]),
+        "text": torch.arange(6) != 2,  # item 2 has nothing but frames
+    }
+    inputs = {
+        "frames": {
+            "pixels": torch.randn(int(counts.sum()), 3, 2, 2),
+            "item": torch.repeat_interleave(counts),
+        },
+        "text": {"features": torch.randn(5, WIDTHS["text"])},
+    }
+    widths = {"frames": 7, "text": WIDTHS["text"]}
+    backbones = {"frames": FramesBackbone(Picture(), pool="attention")}
+    encoder = ItemEncoder(backbones, feature_widths=widths, width=6, dropout=0.0)
+    return ItemBatch(rows_n=torch.arange(6), inputs=inputs, presence=presence), encoder
+
+
+@pytest.mark.parametrize("chunk_items", [1, 2, 4])
+def test_an_items_frames_go_with_it(chunk_items: int) -> None:
+    items, encoder = items_with_frames()
+    expected = encoder(items)
+    found = encode_in_chunks(encoder, items, chunk_items=chunk_items)
+    torch.testing.assert_close(found.fused_nD, expected.fused_nD)
+    torch.testing.assert_close(found.modality_nD, expected.modality_nD)
+
+
+def test_frames_are_knocked_out_but_of_items_that_have_nothing_else() -> None:
+    items, encoder = items_with_frames()
+    left = knocked_out(items, ["frames"])
+    assert left.presence["frames"].tolist() == [False, False, True, False, False, False]
+    torch.testing.assert_close(encoder(left).fused_nD[2], encoder(items).fused_nD[2])

@@ -1,12 +1,18 @@
 """Batches of the toy world: what they carry, and that reading an item once changes nothing."""
 
+import dataclasses
 import gc
 import mmap
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from data_prep.settings import ShardConfig
+from data_prep.shard import shard_dataset
 from pretrain.batch import Batch
 from pretrain.data import PretrainData
 from pretrain.data_config import DataConfig
@@ -48,10 +54,51 @@ def test_a_batch_names_its_items_content_groups_and_pairs(toy_dataset: Path) -> 
     assert batch.pairs_K2 is not None
     rows = batch.items.rows_n
     assert batch.groups_n.tolist() == data.groups[rows.numpy()].tolist()
+    assert batch.modality_groups_n.keys() == TOWERS.keys()
+    assert batch.modality_groups_n["text"].tolist() == data.modality_groups["text"][rows].tolist()
     assert data.pairs is not None
     pairs = set(zip(data.pairs.triggers.tolist(), data.pairs.targets.tolist(), strict=True))
     assert {tuple(pair) for pair in rows[batch.pairs_K2].tolist()} <= pairs
     assert data.target_probability.sum() == pytest.approx(1, abs=1e-5)
+
+
+def other_later_events(config: ShardConfig, folder: Path, *, since: int) -> Path:
+    """The same dataset but for the items of events from `since` on."""
+    events = pq.read_table(config.interactions.path)
+    place = events.schema.get_field_index(config.interactions.item)
+    items = events[config.interactions.item].to_numpy().copy()
+    later = events[config.interactions.time].cast(pa.int64()).to_numpy() >= since
+    assert 0.1 < later.mean() < 0.9
+    items[later] = np.random.default_rng(0).permutation(items[later])
+    path = folder / "interactions.parquet"
+    pq.write_table(events.set_column(place, config.interactions.item, pa.array(items)), path)
+    config = dataclasses.replace(
+        config,
+        dataset_dir=str(folder / "dataset"),
+        interactions=dataclasses.replace(config.interactions, path=str(path)),
+    )
+    shard_dataset(config)
+    return folder / "dataset"
+
+
+def test_events_of_the_validation_time_change_nothing_that_is_trained_on(
+    toy_config: ShardConfig, toy_dataset: Path, tmp_path: Path
+) -> None:
+    cutoffs = prepared(toy_dataset, "distinct").dataset.manifest.cutoffs
+    dataset_dir = other_later_events(toy_config, tmp_path, since=cutoffs.valid_start)
+    ours, theirs = (prepared(one, "distinct") for one in (toy_dataset, dataset_dir))
+    assert not np.array_equal(ours.valid_events.item_rows, theirs.valid_events.item_rows)
+    assert ours.pairs is not None
+    assert theirs.pairs is not None
+    for name in ("triggers", "targets", "weights"):
+        np.testing.assert_array_equal(getattr(ours.pairs, name), getattr(theirs.pairs, name))
+    for name in ("item_probability", "target_probability", "pair_probability"):
+        assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+    one, other = first_batch(ours), first_batch(theirs)
+    assert torch.equal(one.items.rows_n, other.items.rows_n)
+    for name in ("history_BL", "times_BL", "targets_BT", "states_BT", "pairs_K2"):
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+    assert int(ours.train_events.times.max()) < cutoffs.valid_start
 
 
 def test_encoding_every_reference_gives_the_loss_of_encoding_each_item_once(

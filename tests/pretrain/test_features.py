@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from data_prep.dataset import open_dataset
 from pretrain import feature_parts, features
+from pretrain.batch import ItemBatch
 from pretrain.data_config import DataConfig
 from pretrain.feature_cache import FeatureCache
-from pretrain.feature_parts import Share
+from pretrain.feature_parts import FeatureParts, Share
 from pretrain.item_loader import ItemLoader, preprocessors_of
 from pretrain.model import ModelConfig
 from pretrain.towers import TowerConfig, build_backbone
@@ -54,8 +56,6 @@ def plain(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_features_are_those_of_the_towers(plain: Path, toy_dataset: Path) -> None:
-    import torch
-
     dataset = open_dataset(toy_dataset)
     cache = FeatureCache.open(plain, dataset=dataset, towers=TOWERS)
     items = ItemLoader(dataset, preprocessors=preprocessors_of(dataset, TOWERS))
@@ -149,6 +149,53 @@ def test_features_of_tuned_towers_or_learnt_pools_are_refused(tmp_path: Path) ->
             features.compute_features(
                 ModelConfig(towers={"frames": tower}), config=settings(tmp_path, tmp_path)
             )
+
+
+class Given:
+    """Vectors as a tower and as a loader, of 100 items in two parts."""
+
+    def __init__(self, vectors: torch.Tensor) -> None:
+        self.vectors = vectors
+
+    def __call__(self, vector: torch.Tensor) -> torch.Tensor:
+        return vector
+
+    def load(self, rows: np.ndarray) -> ItemBatch:
+        rows_n = torch.from_numpy(rows)
+        return ItemBatch(
+            rows_n=rows_n,
+            inputs={"given": {"vector": self.vectors[rows_n]}},
+            presence={"given": torch.ones(len(rows_n), dtype=torch.bool)},
+        )
+
+
+def join(vectors: torch.Tensor, out: Path) -> np.ndarray:
+    given = Given(vectors)
+    parts = FeatureParts(out / "parts", len(vectors), vectors.shape[1])
+    (out / "parts").mkdir(parents=True)
+    for part in range(len(parts)):
+        features._compute_part("given", part, backbone=given, items=given, out=parts)  # type: ignore[arg-type]
+    assert parts.join(out, name="given") == len(vectors)
+    return np.load(out / "given.npy")
+
+
+def test_vectors_beyond_float16_are_kept_as_they_are(tmp_path: Path) -> None:
+    vectors = torch.linspace(-1, 1, 300).view(100, 3)
+    small = join(vectors, tmp_path / "small")
+    assert small.dtype == np.float16
+    vectors[60, 1] = 70_000.0  # in the second part only
+    large = join(vectors, tmp_path / "large")
+    assert large.dtype == np.float32
+    assert large[60].tolist() == vectors[60].tolist()
+    cache = FeatureCache({"given": large}, {"given": np.ones(100, bool)})
+    assert torch.equal(cache.load(np.array([60])).inputs["given"]["features"], vectors[60:61])
+
+
+def test_features_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    vectors = torch.ones(100, 3)
+    vectors[70, 2] = float("inf")
+    with pytest.raises(ValueError, match="not finite for item row 70"):
+        join(vectors, tmp_path)
 
 
 @pytest.mark.ranks

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -44,6 +45,9 @@ def run_python(*words: str) -> None:
 @pytest.fixture(scope="module")
 def runs(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("fits")
+    ids = pq.read_table(toy_dataset / "items.parquet")["item_id"].combine_chunks()[::2]
+    vectors = np.random.default_rng(0).normal(size=(len(ids), 6)).tolist()
+    pq.write_table(pa.table({"item_id": ids, "vector": vectors}), out / "id_vectors.parquet")
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     run_python(*torchrun, str(SCRIPT), str(toy_dataset), str(out))
     return out
@@ -103,6 +107,7 @@ def test_zero3_learns_the_same_with_everything_on(runs: Path) -> None:
         column(runs / "everything", "train/loss"),
         rtol=2e-3,
     )
+    assert len(column(runs / "everything_3", "train/collaborative_loss")) > 0
 
 
 def test_a_release_loads_without_lightning_and_gives_the_vectors_of_training(

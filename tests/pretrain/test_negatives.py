@@ -16,6 +16,7 @@ from pretrain.negatives import (
     first_places,
     positions_of,
     warn_few_negatives,
+    warn_small_queue,
 )
 
 ITEMS = F.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), dim=-1)
@@ -74,7 +75,7 @@ def test_past_items_are_negatives_of_more_draws_and_fresh_ones_replace_them() ->
     queue = VectorQueue(4, width=4)
     past = F.normalize(torch.randn(3, 4, generator=torch.Generator().manual_seed(2)), dim=-1)
     rows = torch.tensor([1, 2, 5])  # row 5 comes again, with the content group of 8
-    queue.push(past, rows, rows, draws=torch.tensor(7.0))
+    queue.push(past, rows, rows, draws=torch.tensor(7.0), step=2)
     found = loss_of(NegativesConfig(), queue=queue)
     expected = by_hand([[0, 1, 2, 6, 7], [2, 0, 6, 7], [1, 0, 6, 7]], draws=3 + 7, past=past)
     torch.testing.assert_close(found.loss, expected)
@@ -88,13 +89,32 @@ def test_the_queue_drops_the_oldest_and_comes_back_from_its_state() -> None:
     queue, again = VectorQueue(3, width=1), VectorQueue(3, width=1)
     for rows in ([4, 6], [4, 9], [7]):
         ids = torch.tensor(rows)
-        queue.push(ids[:, None].float(), ids, ids, draws=torch.tensor(2.0))
+        queue.push(ids[:, None].float(), ids, ids, draws=torch.tensor(2.0), step=2)
     assert queue.rows_Q[0] == 7
     assert sorted(queue.rows_Q.tolist()) == [4, 7, 9]
     assert queue.age_Q.tolist() == [2.0, 4.0, 4.0]
     again.load_state_dict(queue.state_dict())
     assert torch.equal(again.vectors_QD, queue.rows_Q[:, None].float())
     assert sorted(again.without(torch.tensor([9])).rows_Q.tolist()) == [4, 7]
+
+
+def test_other_items_of_a_step_fall_out_each_time() -> None:
+    """A queue that holds half of a step, of the same items every time."""
+    queue, rows, held = VectorQueue(50, width=1), torch.arange(100), torch.zeros(100)
+    for step in range(200):
+        queue.push(rows[:, None].float(), rows, rows, draws=torch.tensor(100.0), step=step)
+        held[queue.rows_Q] += 1
+    assert 70 < int(held.min()) <= int(held.max()) < 130  # 100 and 7 by chance
+
+
+def test_a_queue_below_one_step_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    report = {"distinct_targets": loss_of(NegativesConfig()).distinct_targets}
+    with caplog.at_level(logging.WARNING):
+        warn_small_queue({}, size=0)
+        warn_small_queue(report, size=3)
+        assert not caplog.records
+        warn_small_queue(report, size=2)
+    assert "loss.queue_size 2: a step has 3 distinct targets" in caplog.text
 
 
 def test_items_named_several_times_are_one_item() -> None:

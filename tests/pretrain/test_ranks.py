@@ -21,6 +21,8 @@ RUNS = {
     "ddp-sigmoid": "sigmoid_plain",
     "ddp-influence": "influence_plain",
     "ddp-pull": "pull",
+    "ddp-collaborative": "collaborative_plain",
+    "zero2-collaborative": "collaborative_plain",
 }
 """On two ranks → the case of one rank that must give the same."""
 SCRIPT = Path(__file__).with_name("two_ranks.py")
@@ -65,7 +67,8 @@ def test_two_ranks_give_the_loss_gradients_and_queue_of_one(
     on_two_ranks: dict[str, dict[str, Tensor]],
     on_one_rank: dict[str, dict[str, Tensor]],
 ) -> None:
-    found, expected = on_two_ranks[run], on_one_rank[RUNS[run]]
+    found = on_two_ranks[run]
+    expected = {n: one for n, one in on_one_rank[RUNS[run]].items() if "health/" not in n}
     assert set(expected) <= set(found)
     for name, tensor in expected.items():
         torch.testing.assert_close(
@@ -75,7 +78,16 @@ def test_two_ranks_give_the_loss_gradients_and_queue_of_one(
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("case", ["everything", "sigmoid", "influence"])
+def test_health_says_the_same_of_gradients_on_two_ranks(
+    on_two_ranks: dict[str, dict[str, Tensor]], on_one_rank: dict[str, dict[str, Tensor]]
+) -> None:
+    for name in ("health/gradient_image", "health/gradient_text"):
+        found, expected = float(on_two_ranks["ddp"][name]), float(on_one_rank["default"][name])
+        # Not quite: an item on both ranks counts as two.
+        assert found == pytest.approx(expected, rel=0.2)
+
+
+@pytest.mark.parametrize("case", ["everything", "sigmoid", "influence", "collaborative"])
 def test_tiles_and_chunks_change_nothing_on_one_rank(
     case: str, on_one_rank: dict[str, dict[str, Tensor]]
 ) -> None:
@@ -98,5 +110,7 @@ def test_the_batch_is_hard_enough(
         assert grads[f"{name}.log_scale"].abs() > 0
     assert grads["model.user_encoder.start_D"].abs().sum() > 0
     assert on_one_rank["sigmoid"]["state.sigmoid_bias.bias"].abs() > 0
+    assert on_one_rank["collaborative"]["state.target_projection.weight"].abs().sum() > 0
+    assert on_one_rank["collaborative"]["state.target_temperature.log_scale"].abs() > 0
     # The queue took this step's items in, dropped the oldest and kept one of the step before.
     assert sorted(grads["queue.age_Q"].unique().tolist())[0] > 0

@@ -25,7 +25,8 @@ def exclusions() -> Exclusions:
     own[3] = torch.arange(5)
     group = torch.arange(G) // 4
     group[-9:] = 100  # a large group
-    return Exclusions(target_P=target, own_PH=own, group_P=group[target], group_G=group)
+    other = torch.randperm(G, generator=generator) // 3
+    return Exclusions(target_P=target, own_PH=own, groups=(group, other))
 
 
 def run(
@@ -68,8 +69,8 @@ def test_the_sum_is_over_just_the_candidates_that_no_mask_names(tile: int) -> No
     sums = tiled_sums(scaled, candidate, bias_G=bias, exclusions=masks, tile=tile)
     for row in range(P):
         named = {int(masks.target_P[row]), *masks.own_PH[row].tolist()}
-        group = int(masks.group_P[row])
-        named |= {g for g in range(G) if int(masks.group_G[g]) == group}
+        for group in masks.groups:
+            named |= set((group == group[masks.target_P[row]]).nonzero().flatten().tolist())
         allowed = [g for g in range(G) if g not in named]
         logits = scaled[row] @ candidate[allowed].T + bias[allowed]
         torch.testing.assert_close(sums.row_P[row], logits.logsumexp(0))

@@ -28,8 +28,9 @@ EVERYTHING = """
 --model.loss.queue_size 200 --model.loss.matryoshka {"16":0.5}
 --model.loss.behaviour_weight 0.2 --data.config.item_pairs 20 --model.loss.logq_form corrected
 --model.loss.pair_loss sigmoid --model.loss.encode_chunk 30 --model.loss.tile 64
+--model.loss.collaborative_weight 0.2 --model.reuse.collaborative.newest_event 0
 """.split()
-"""Every part of the losses that is off by default."""
+"""Every part of the losses that is off by default; `id_vectors.parquet` is in OUT_DIR."""
 
 
 class KeepVectors(pl.Callback):
@@ -65,16 +66,17 @@ def fit(run_dir: Path, *words: str, dataset_dir: str, stop_at: int | None = None
 if __name__ == "__main__":
     dataset_dir, out = sys.argv[1], Path(sys.argv[2])
     one_epoch = ("--trainer.max_epochs", "1")
+    everything = (*EVERYTHING, "--model.reuse.collaborative.path", str(out / "id_vectors.parquet"))
     zero = {stage: ("--config", f"configs/zero{stage}.yaml") for stage in (1, 2, 3)}
     fit(out / "zero2", *zero[2], dataset_dir=dataset_dir)
-    for name, words in ("zero2_resumed", ()), ("everything_resumed", EVERYTHING):
+    for name, words in ("zero2_resumed", ()), ("everything_resumed", everything):
         for life in range(2):  # the second life finds what the first left
             fit(out / name, *zero[2], *words, dataset_dir=dataset_dir, stop_at=None if life else 2)
             if dist.get_rank() == 0:
                 ended = "REQUEUE" if life == 0 else "DONE"
                 (out / f"{name}_{life}").write_text(str((out / name / ended).exists()))
-    fit(out / "everything", *zero[2], *EVERYTHING, dataset_dir=dataset_dir)
-    fit(out / "everything_3", *zero[3], *EVERYTHING, dataset_dir=dataset_dir)
+    fit(out / "everything", *zero[2], *everything, dataset_dir=dataset_dir)
+    fit(out / "everything_3", *zero[3], *everything, dataset_dir=dataset_dir)
     fit(out / "zero1", *zero[1], *one_epoch, dataset_dir=dataset_dir)
     accumulate = ("--trainer.accumulate_grad_batches", "2", "--trainer.precision", "bf16-mixed")
     fit(out / "zero3_bf16", *zero[3], *one_epoch, *accumulate, dataset_dir=dataset_dir)

@@ -2,14 +2,15 @@
 
     torchrun --nproc_per_node 2 tests/pretrain/two_ranks.py OUT_DIR ddp zero2 ddp-everything
 
-Writes OUT_DIR/<strategy>[-<case>].safetensors from rank 0: the loss, every gradient and, where
-there is one, the queue after the step.
+Writes OUT_DIR/<strategy>[-<case>].safetensors from rank 0: the loss, every gradient, where there
+is one the queue after the step, and what DDP's health monitor says of gradients.
 """
 
 import dataclasses
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from data_prep.events import EventLog
 from pretrain.batch import Batch, ItemBatch
 from pretrain.collectives import rank, sum_over_ranks, world_size
+from pretrain.health_monitor import HealthConfig, HealthMonitor
 from pretrain.known_vectors import KnownVectors
 from pretrain.model import ModelConfig, TwoSpaceModel
 from pretrain.objective import LossConfig, objective
@@ -49,7 +51,16 @@ REUSE = LossConfig(
     compatibility="influence",
     tile=4,
 )
+COLLABORATIVE = LossConfig(
+    pair_weight=0.5,
+    collaborative_weight=0.6,
+    collaborative_ramp_steps=8,
+    matryoshka={2: 0.5},
+    tile=4,
+)
 CASES = {
+    "collaborative": COLLABORATIVE,
+    "collaborative_plain": dataclasses.replace(COLLABORATIVE, tile=0),
     "default": LossConfig(pair_weight=0.5, gate_balance_weight=0.2),
     "everything": EVERYTHING,
     # The plain twin: all logits at once, all items encoded at once.
@@ -137,6 +148,10 @@ def make_batch(log: EventLog) -> Batch:
         targets_BT=torch.from_numpy(targets.reshape(samples.targets_BT.shape)),
         states_BT=torch.from_numpy(samples.states_BT),
         groups_n=torch.from_numpy(rows // 2),  # every two items have the same content
+        modality_groups_n={
+            "image": torch.from_numpy(rows // 2),
+            "text": torch.from_numpy(rows // 3),
+        },
         pairs_K2=torch.from_numpy(pair_places.reshape(-1, 2)),
     )
 
@@ -148,12 +163,12 @@ class Trained(nn.Module):
         super().__init__()
         self.model = make_model()
         self.config = CASES[case]
-        self.state = self.config.state(width=8, temperature=0.1)
+        self.state = self.config.state(width=8, temperature=0.1, target_width=5)
         if self.state.queue is not None:  # items of a step before this one
             generator = torch.Generator().manual_seed(5)
             past = nn.functional.normalize(torch.randn(4, 8, generator=generator), dim=-1)
             rows = torch.tensor([11, 2, 7, 5])
-            self.state.queue.push(past, rows, rows // 2, draws=torch.tensor(6.0))
+            self.state.queue.push(past, rows, rows // 2, draws=torch.tensor(6.0), step=2)
 
     def forward(self, batch: Batch) -> Tensor:
         counts = torch.arange(1.0, NUM_ITEMS + 1)
@@ -167,6 +182,7 @@ class Trained(nn.Module):
             pair_probability_N=counts.flip(0) / counts.sum(),
             teacher=make_known(5, lacking=4),
             old=make_known(8, lacking=3),
+            id_vectors=make_known(5, lacking=4),
         ).loss
 
     def found(self, loss: Tensor, grads: dict[str, Tensor | None]) -> dict[str, Tensor]:
@@ -174,20 +190,43 @@ class Trained(nn.Module):
         return {"loss": loss.detach()} | {n: g for n, g in grads.items() if g is not None} | queue
 
 
+class Watched:
+    """A trainer as the health monitor sees it, and what it logged."""
+
+    def __init__(self, trained: Trained) -> None:
+        self.monitor, self.model = HealthMonitor(HealthConfig(every_steps=1)), trained
+        self.loggers, self.global_step, self.logged = [self], 0, {}
+
+    def log_metrics(self, metrics: dict[str, float], *, step: int) -> None:
+        self.logged |= metrics
+
+    def backward(self, wrapped: nn.Module) -> Tensor:
+        batch, module = make_batch(make_log()), SimpleNamespace(model=self.model.model)
+        self.monitor.on_train_batch_start(self, module, batch, 0)
+        loss = wrapped(batch)
+        loss.backward()
+        self.monitor.on_train_batch_end(self, module, None, batch, 0)
+        return loss
+
+    def gradients(self) -> dict[str, Tensor]:
+        return {n: torch.tensor(one) for n, one in self.logged.items() if "/gradient_" in n}
+
+
 def plain(case: str = "default") -> dict[str, Tensor]:
     trained = Trained(case)
-    loss = trained(make_batch(make_log()))
-    loss.backward()
-    return trained.found(loss, {n: p.grad for n, p in trained.named_parameters()})
+    watched = Watched(trained)
+    loss = watched.backward(trained)
+    grads = {n: p.grad for n, p in trained.named_parameters()}
+    return trained.found(loss, grads) | watched.gradients()
 
 
 def ddp(case: str) -> dict[str, Tensor]:
     trained = Trained(case)
-    wrapped = nn.parallel.DistributedDataParallel(trained)
-    loss = wrapped(make_batch(make_log()))
-    loss.backward()
+    watched = Watched(trained)
+    loss = watched.backward(nn.parallel.DistributedDataParallel(trained))
     mean = sum_over_ranks(loss) / world_size()
-    return trained.found(mean, {n: p.grad for n, p in trained.named_parameters()})
+    grads = {n: p.grad for n, p in trained.named_parameters()}
+    return trained.found(mean, grads) | watched.gradients()
 
 
 def zero2(case: str) -> dict[str, Tensor]:
