@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from data_prep.available_memory import available_bytes
 from data_prep.csv_headers import files_by_header
 from data_prep.parquet_files import in_row_groups
 from data_prep.raw_files import RawFiles
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 LEAST_BYTES = 128 << 20
 """DuckDB gets this much at least, whatever the limit."""
+UNKNOWN_MEMORY_BYTES = 2 << 30
+"""The limit where the system does not say what memory is left."""
 STREAM_BYTES = 144 << 20
 """What the stream of results takes, and what DuckDB does not count."""
 UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
@@ -206,9 +209,13 @@ def in_one_table(tables: list["ir.Table"], columns: list[str]) -> "ir.Table":
 
 def _left_for_duckdb(memory_limit: str) -> int:
     """The limit is for the whole process: what Python holds already is taken off."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]i?|)B", memory_limit)
-    assert found is not None  # checked with the settings
-    return max(int(float(found[1]) * UNITS[found[2]]) - _resident() - STREAM_BYTES, LEAST_BYTES)
+    if memory_limit == "auto":
+        limit = available_bytes() // 2 or UNKNOWN_MEMORY_BYTES
+    else:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]i?|)B", memory_limit)
+        assert found is not None  # checked with the settings
+        limit = int(float(found[1]) * UNITS[found[2]])
+    return max(limit - _resident() - STREAM_BYTES, LEAST_BYTES)
 
 
 def _resident() -> int:

@@ -186,9 +186,10 @@ class ShardConfig:
     engine: Literal["duckdb", "spark"] = "duckdb"
     """What runs the relational step; the dataset is the same. spark: pip install triptych[spark],
     Java, and a dataset_dir where every executor can write."""
-    memory_limit: str = "2GB"
-    """What the relational step may use on DuckDB before it goes to disk, Python's share included.
-    Spark's is in spark_conf."""
+    memory_limit: str = "auto"
+    """What the relational step may use on DuckDB before it goes to disk, Python's share included,
+    such as 8GB. auto: half of what the machine, the container or the Slurm job has left. Spark's
+    is in spark_conf."""
     duckdb_threads: int = 2
     """Threads of the relational step on DuckDB."""
     spark_conf: dict[str, str] = field(default_factory=dict)
@@ -206,9 +207,9 @@ class ShardConfig:
             raise ValueError(f"items_per_shard: found {self.items_per_shard}, expected at least 1")
         if self.duckdb_threads < 1:
             raise ValueError(f"duckdb_threads: found {self.duckdb_threads}, expected at least 1")
-        if not re.fullmatch(r"\d+(\.\d+)? ?[KMGT]i?B", self.memory_limit):
+        if not re.fullmatch(r"auto|\d+(\.\d+)? ?[KMGT]i?B", self.memory_limit):
             raise ValueError(
-                f"memory_limit: found {self.memory_limit!r}, expected a size such as 8GB"
+                f"memory_limit: found {self.memory_limit!r}, expected auto or a size such as 8GB"
             )
 
 

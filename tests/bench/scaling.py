@@ -86,7 +86,7 @@ def main() -> None:
     """Print a line a size and the result as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "scaling")
-    parser.add_argument("--memory_limit", default="2GB")
+    parser.add_argument("--memory_limit", default="auto", help="of DuckDB, as data_prep takes it")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", choices=["events", "items"])
     options = parser.parse_args()

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.dataset import open_dataset
+from data_prep.engines import STREAM_BYTES, DuckDBEngine
 from data_prep.event_file import read_events, read_users_events, write_events
 from data_prep.log_filters import time_of_rank
 from data_prep.parquet_files import write_parquet
@@ -123,7 +124,7 @@ def test_a_truncated_log_is_one_error_and_no_table(small: "SmallWorld", tmp_path
     damaged[len(whole) // 4 : len(whole) // 2] = b"\xff" * (len(whole) // 2 - len(whole) // 4)
     (tmp_path / "log.parquet").write_bytes(damaged)
     columns = dataclasses.replace(small.config().interactions, path=str(tmp_path / "log.parquet"))
-    with pytest.raises(ValueError, match=r"DuckDB could not finish \(.*; memory_limit is 2GB"):
+    with pytest.raises(ValueError, match=r"DuckDB could not finish \(.*; memory_limit is auto"):
         small.shard(interactions=columns, dataset_dir=str(tmp_path / "broken"))
     assert list((tmp_path / "broken").rglob("*.parquet*")) == []
 
@@ -135,3 +136,17 @@ def test_a_core_numbers_the_users_who_are_left(small: "SmallWorld") -> None:
     assert dataset.users["user_id"].to_pylist() == [10, 20, 30, 40]
     assert dataset.events().user_rows().max() == 3
     assert dataset.manifest.counts["users"] == 4
+
+
+@pytest.mark.parametrize(("limit", "expected"), [("auto", 4 << 30), ("3GB", 3_000_000_000)])
+def test_duckdb_gets_half_of_the_memory_that_is_left_unless_told_otherwise(
+    limit: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data_prep.engines.available_bytes", lambda: 8 << 30)
+    monkeypatch.setattr("data_prep.engines._resident", lambda: 100 << 20)
+    engine = DuckDBEngine(tmp_path, memory_limit=limit, threads=1)
+    query = "SELECT value FROM duckdb_settings() WHERE name = 'memory_limit'"
+    ((found,),) = engine.con.con.execute(query).fetchall()
+    engine.close()
+    tenths = (expected - (100 << 20) - STREAM_BYTES) * 10 >> 30  # DuckDB cuts, it does not round
+    assert found == f"{tenths / 10} GiB"
