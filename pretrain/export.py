@@ -140,7 +140,10 @@ def export(run_dir: Path, out_dir: Path, *, dataset_dir: Path, checkpoint: str =
     weights = read_weights(source)
     backbones_file = run_dir / BACKBONES_FILE
     if backbones_file.is_file():
-        weights |= load_file(backbones_file)
+        # The cached features may be of more towers than the run reads.
+        own = tuple(f"item_encoder.backbones.{tower}." for tower in config.model.towers)
+        cached = load_file(backbones_file)
+        weights |= {name: value for name, value in cached.items() if name.startswith(own)}
     weights = merge_tuned(weights, config.model.towers)
     model = build_released_model(config)
     try:

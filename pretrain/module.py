@@ -158,7 +158,8 @@ class PretrainModule(pl.LightningModule):
         run_dir, features_dir = Path(self.trainer.default_root_dir), self.data.config.features_dir
         architectures = self._architectures
         if features_dir is not None:
-            architectures = saved_architectures(features_dir)
+            saved = saved_architectures(features_dir)
+            architectures = {name: saved[name] for name in self.encoders.towers}
             replace_file(run_dir / BACKBONES_FILE, (features_dir / BACKBONES_FILE).read_bytes())
         run = describe_run(
             self.encoders,

@@ -1,5 +1,6 @@
 """Cached features: many processes, a stop in between, and never those of other weights."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,15 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from data_prep.dataset import open_dataset
 from pretrain import feature_parts, features
 from pretrain.batch import ItemBatch
+from pretrain.cli import parse_run
 from pretrain.data_config import DataConfig
+from pretrain.export import export
 from pretrain.feature_cache import FeatureCache
 from pretrain.feature_parts import FeatureParts, Share
 from pretrain.item_loader import ItemLoader, preprocessors_of
 from pretrain.model import ModelConfig
+from pretrain.release import load_released
 from pretrain.towers import TowerConfig, build_backbone
 
 CLIP = "configs/toy/open_clip_tiny.json"
@@ -196,6 +201,29 @@ def test_features_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     vectors[70, 2] = float("inf")
     with pytest.raises(ValueError, match="not finite for item row 70"):
         join(vectors, tmp_path)
+
+
+def test_a_release_holds_only_the_towers_of_its_run(
+    plain: Path, toy_dataset: Path, tmp_path: Path
+) -> None:
+    """Features of more towers serve a run with fewer."""
+    text = {"library": "transformers", "name": "configs/toy/bert_tiny", "max_tokens": 16}
+    words = f"""--config configs/toy/pretrain.yaml --run.dir {tmp_path} --run.wandb off
+    --run.monitor null --run.progress_bar false --data.config.dataset_dir {toy_dataset}
+    --data.config.features_dir {plain} --trainer.max_steps 1 --trainer.accelerator cpu
+    --trainer.limit_val_batches 0 --data.config.global_batch_size 8"""
+    towers = json.dumps({"text": text | {"train": "frozen"}})
+    cli = parse_run([*words.split(), "--model.encoders.towers", towers], command="fit")
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    export(tmp_path, tmp_path / "released", dataset_dir=toy_dataset, checkpoint="last")
+    release = load_released(tmp_path / "released")
+    assert list(release.model.item_encoder.backbones) == ["text"]
+    assert list(release.config.architectures) == ["text"]
+    cached = load_file(plain / "backbones.safetensors")
+    kept = {name for name in release.model.state_dict() if ".backbones." in name}
+    assert kept == {name for name in cached if ".backbones.text." in name}
+    for name in kept:
+        torch.testing.assert_close(release.model.state_dict()[name], cached[name])
 
 
 @pytest.mark.ranks
