@@ -35,14 +35,13 @@ def user_item(
     queue: VectorQueue | None,
     step: int,
 ) -> Contrast:
-    """Each sampled position of a history → the item that came next; own items are no negatives."""
+    """Each sampled position of a history → the item that came next."""
     sample_P, place_P = (batch.targets_BT >= 0).nonzero(as_tuple=True)
-    own_BH = torch.cat([batch.history_BL, batch.targets_BT], dim=1)
     return contrast(
         states_BSD[sample_P, batch.states_BT[sample_P, place_P]],
         item_nD,
         target_P=batch.targets_BT[sample_P, place_P],
-        own_PH=own_BH[sample_P],
+        own_PH=own_items(batch, config=config)[sample_P],
         rows_n=batch.items.rows_n,
         groups_n=batch.groups_n,
         probability_N=probability_N,
@@ -51,6 +50,13 @@ def user_item(
         queue=queue,
         step=step,
     )
+
+
+def own_items(batch: Batch, *, config: NegativesConfig) -> Tensor:
+    """Items that are no negatives of each sample's user, [B, H], -1 where padded."""
+    if config.own_history == "negative":
+        return batch.targets_BT[:, :0]
+    return torch.cat([batch.history_BL, batch.targets_BT], dim=1)
 
 
 def item_item(

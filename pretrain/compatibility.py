@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 
-import torch
 from torch import Tensor
 
-from pretrain.alignments import pair_losses
+from pretrain.alignments import own_items, pair_losses
 from pretrain.batch import Batch
 from pretrain.known_vectors import KnownVectors, SharedItems
 from pretrain.negatives import NegativesConfig, contrast
@@ -46,12 +45,11 @@ def influence(
     target_P = batch.targets_BT[sample_P, place_P]
     kept_P = is_known_n[target_P]
     sample_P, place_P, target_P = sample_P[kept_P], place_P[kept_P], target_P[kept_P]
-    own_BH = torch.cat([batch.history_BL, batch.targets_BT], dim=1)
     users = contrast(
         states_BSD[sample_P, batch.states_BT[sample_P, place_P]],
         old_nD,
         target_P=target_P,
-        own_PH=own_BH[sample_P],
+        own_PH=own_items(batch, config=config)[sample_P],
         rows_n=batch.items.rows_n,
         groups_n=batch.groups_n,
         probability_N=probability_N,

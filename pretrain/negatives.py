@@ -35,6 +35,9 @@ class NegativesConfig:
     same_content: Literal["masked", "negative"] = "masked"
     """Whether an item with the very content of the positive is a negative."""
 
+    own_history: Literal["masked", "negative"] = "masked"
+    """Whether other items that the user chose, read or predicted, are negatives."""
+
     queue_size: int = 0
     """Vectors of past steps' items that are negatives too, without gradient; 0 for none, else
     several times a step's distinct targets, which are logged as `train/distinct_targets`."""

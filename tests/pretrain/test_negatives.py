@@ -1,12 +1,15 @@
 """The negatives engine on one process: masks, logQ, the queue and the warning."""
 
 import logging
+from typing import Literal
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pretrain.alignments import user_item
+from pretrain.batch import Batch, ItemBatch
 from pretrain.losses import log_inclusion_probability
 from pretrain.memory_queue import VectorQueue
 from pretrain.negatives import (
@@ -62,6 +65,32 @@ def test_what_a_user_chose_is_no_negative_of_theirs() -> None:
     own = torch.tensor([[2, -1], [2, 0], [-1, -1]])
     found = loss_of(NegativesConfig(same_content="negative"), own=own)
     torch.testing.assert_close(found.loss, by_hand([[0, 1], [2, 1], [1, 0, 2]]))
+
+
+@pytest.mark.parametrize(
+    ("own_history", "allowed"),
+    [("masked", [[0, 2], [1, 2], [2, 1]]), ("negative", [[0, 1, 2], [1, 0, 2], [2, 0, 1]])],
+)
+def test_a_users_other_items_are_negatives_only_where_asked_for(
+    own_history: Literal["masked", "negative"], allowed: list[list[int]]
+) -> None:
+    """The first user has items 0 and 1 as targets; the second item 2, and item 0 as history."""
+    batch = Batch(
+        items=ItemBatch(rows_n=ROWS, inputs={}, presence={}),
+        history_BL=torch.tensor([[-1], [0]]),
+        times_BL=torch.zeros(2, 1, dtype=torch.int64),
+        targets_BT=torch.tensor([[0, 1], [2, -1]]),
+        states_BT=torch.zeros(2, 2, dtype=torch.int64),
+    )
+    found = user_item(
+        QUERIES[:2, None], ITEMS, batch, probability_N=PROBABILITY, scale=SCALE,
+        config=NegativesConfig(logq=0.0, own_history=own_history), queue=None,
+    )  # fmt: skip
+    expected = [
+        F.cross_entropy(SCALE * ITEMS[places] @ QUERIES[user], torch.tensor(0))
+        for user, places in zip((0, 0, 1), allowed, strict=True)
+    ]
+    torch.testing.assert_close(found.loss, torch.stack(expected).mean())
 
 
 def test_matryoshka_adds_the_losses_of_renormalised_prefixes() -> None:
