@@ -71,29 +71,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
-    source = fashion_protocol.data_dir()
-    if not source.is_dir():
-        sys.exit(f"{source}: not there; set TRIPTYCH_DATA to the folder that holds hm_fashion_mm")
-    os.environ.setdefault("TRIPTYCH_DATA", str(source.parent))
-    interactions = fashion_protocol.read_interactions(source)
-    items = fashion_protocol.read_items(source, columns=["item_id", "product_code"])
     args.out_dir.mkdir(parents=True, exist_ok=True)
     check_same_settings(args.config, run_dir=args.out_dir)
 
     def opened(stage: fashion_protocol.Stage) -> Folders:
-        protocols = {
-            name: fashion_protocol.protocol(name, interactions, items, stage=stage)
-            for name in PROTOCOLS
-        }
-        where = Folders(
+        return open_stage(
+            stage,
             run_dir=args.out_dir / stage,
             dataset_dir=args.data_dir / f"fashion_{stage}",
-            features_dir=args.data_dir / "fashion_features",
             config=args.config,
-            protocols=protocols,
         )
-        prepare(source, protocols, run_dir=where.run_dir, dataset_dir=where.dataset_dir)
-        return where
 
     valid = opened("valid")
     weights, control = (
@@ -106,6 +93,30 @@ def main() -> None:
         for seed in args.seeds
     ]
     print(json.dumps(summary(found, stage=args.stage)))
+
+
+def open_stage(
+    stage: fashion_protocol.Stage, *, run_dir: Path, dataset_dir: Path, config: Path
+) -> Folders:
+    """Both protocols of a stage, with their tables and dataset; features lie beside datasets."""
+    source = fashion_protocol.data_dir()
+    if not source.is_dir():
+        sys.exit(f"{source}: not there; set TRIPTYCH_DATA to the folder that holds hm_fashion_mm")
+    os.environ.setdefault("TRIPTYCH_DATA", str(source.parent))
+    interactions = fashion_protocol.read_interactions(source)
+    items = fashion_protocol.read_items(source, columns=["item_id", "product_code"])
+    protocols = {
+        name: fashion_protocol.protocol(name, interactions, items, stage=stage)
+        for name in PROTOCOLS
+    }
+    prepare(source, protocols, run_dir=run_dir, dataset_dir=dataset_dir)
+    return Folders(
+        run_dir=run_dir,
+        dataset_dir=dataset_dir,
+        features_dir=dataset_dir.with_name("fashion_features"),
+        config=config,
+        protocols=protocols,
+    )
 
 
 def common_training(
@@ -163,15 +174,20 @@ def write_items(source: Path, path: Path) -> None:
     pq.write_table(items.append_column("words", vector_column(vectors)), path, row_group_size=512)
 
 
+def run_settings(where: Folders, *, run_dir: Path, seed: int) -> list[object]:
+    """Words of `pretrain features` and `pretrain fit`."""
+    return [
+        "--config", where.config, "--seed_everything", seed, "--data.config.seed", seed,
+        "--run.dir", run_dir, "--data.config.dataset_dir", where.dataset_dir,
+        "--data.config.features_dir", where.features_dir,
+    ]  # fmt: skip
+
+
 def train_release(where: Folders, *, seed: int) -> tuple[Path, Path]:
     """Train, release and embed: the folders of the release and of its vectors."""
     seed_dir = where.run_dir / f"seed-{seed}"
     released, embeddings = seed_dir / "released", seed_dir / "embeddings"
-    settings = [
-        "--config", where.config, "--seed_everything", seed, "--data.config.seed", seed,
-        "--run.dir", seed_dir / "pretrain", "--data.config.dataset_dir", where.dataset_dir,
-        "--data.config.features_dir", where.features_dir,
-    ]  # fmt: skip
+    settings = run_settings(where, run_dir=seed_dir / "pretrain", seed=seed)
     if not (where.features_dir / "features.json").is_file():
         module("pretrain", "features", *settings)
     if not (released / "config.json").is_file():
