@@ -17,6 +17,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -122,9 +123,13 @@ def run_protocol(
     return found
 
 
-def check_same_settings(config: Path, *, run_dir: Path) -> None:
-    """Refuse to go on with a run of other settings: its figures would not be theirs."""
+def check_same_settings(config: Path, *, run_dir: Path, more: Sequence[str] = ()) -> None:
+    """Refuse to go on with a run of other settings: its figures would not be theirs.
+
+    `more` are words that stand behind the config on the command line.
+    """
     settings, kept = config.read_text() + ZERO.read_text(), run_dir / "settings.yaml"
+    settings += "".join(f"# {word}\n" for word in more)
     if kept.is_file() and kept.read_text() != settings:
         sys.exit(
             f"{run_dir}: found a run of other settings than {config}; remove the folder, or give "

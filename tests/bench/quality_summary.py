@@ -6,6 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from pretrain.intervals import bootstrap_interval
+
 NORMAL_95 = 1.96
 
 
@@ -25,6 +30,22 @@ def over_seeds(runs: Sequence[Mapping[str, Any]], *, metric: str) -> dict[str, A
         "mean": round(mean, 4),
         "low": round(mean - half, 4),
         "high": round(mean + half, 4),
+        "seeds": [round(value, 4) for value in values],
+    }
+
+
+def over_users(runs: Sequence[Tensor]) -> dict[str, Any]:
+    """Mean of the seeds, every seed's value, and a 95 % bootstrap interval over users.
+
+    `runs` holds of each seed one value a user, [U]; resampled are the users' means over the seeds.
+    The luck of the seeds is no part of the interval: look at `seeds` for it.
+    """
+    low, high = bootstrap_interval(torch.stack(list(runs)).mean(0))
+    values = [float(values_U.mean()) for values_U in runs]
+    return {
+        "mean": round(sum(values) / len(values), 4),
+        "low": round(low, 4),
+        "high": round(high, 4),
         "seeds": [round(value, 4) for value in values],
     }
 

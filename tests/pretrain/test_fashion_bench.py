@@ -49,6 +49,8 @@ def test_a_run_of_other_settings_is_refused(
     config.write_text("lr: 1")
     bench.check_same_settings(config, run_dir=tmp_path)
     bench.check_same_settings(config, run_dir=tmp_path)
+    with pytest.raises(SystemExit, match="found a run of other settings"):
+        bench.check_same_settings(config, run_dir=tmp_path, more=["--lr", "2"])
     config.write_text("lr: 2")
     with pytest.raises(SystemExit, match="found a run of other settings"):
         bench.check_same_settings(config, run_dir=tmp_path)
