@@ -44,7 +44,8 @@ from pretrain.cli import fit
 from pretrain.embed import embed
 from pretrain.export import BACKBONES_FILE, export
 from pretrain.metrics import rank_scored, recall_at_k, user_means
-from pretrain.scorers import Scorer, baseline_scorer, released_scorer
+from pretrain.release import Release
+from pretrain.scorers import Scorer, baseline_scorer, open_release, released_scorer
 
 log = logging.getLogger("ablation")
 
@@ -207,8 +208,10 @@ def answer(where: Folders, settings: Settings, *, seed: int, out: Path) -> None:
     # In this process, as in quality_films: to import torch anew costs as much as each of these.
     export(run_dir, released, dataset_dir=where.dataset_dir, checkpoint="last")
     embed(released, where.dataset_dir, embeddings, features_dir=where.features_dir)
+    vectors = embeddings / "items.parquet"
+    release = open_release(released, vectors=[vectors])
     for protocol in PROTOCOLS:
-        found = ranked(released, embeddings / "items.parquet", where.run_dir / "tables" / protocol)
+        found = ranked(release, vectors, where.run_dir / "tables" / protocol)
         pq.write_table(found, out / f"{protocol}.parquet.tmp")
         (out / f"{protocol}.parquet.tmp").replace(out / f"{protocol}.parquet")
     for folder in (run_dir / "checkpoints", released, embeddings):
@@ -218,7 +221,7 @@ def answer(where: Folders, settings: Settings, *, seed: int, out: Path) -> None:
     log.info("%s: trained in %.0f CPU s, ranked in %.0f", out, trained - started, ended - trained)
 
 
-def ranked(released: Path, vectors: Path, tables: Path) -> pa.Table:
+def ranked(release: Release, vectors: Path, tables: Path) -> pa.Table:
     """Recall of every user by either way to read them; columns `encoder` and `mean`."""
     catalogue, vector_NDs = read_catalogue([vectors], columns=["aligned", "event"], tables=[])
     asked = read_cases(tables / "cases.parquet", catalogue=catalogue)
@@ -237,9 +240,11 @@ def ranked(released: Path, vectors: Path, tables: Path) -> pa.Table:
         )
         return user_means(recall_at_k(ranks_BT, k=K), users_B=asked.users_B)
 
-    release = released_scorer(released, asked, vector_NDs=vector_NDs, vectors=[vectors])
-    mean = baseline_scorer(ContentKNN(vector_NDs["aligned"]), asked)
-    return pa.table({"encoder": recall_U(release).numpy(), "mean": recall_U(mean).numpy()})
+    scorers: dict[Users, Scorer] = {
+        "encoder": released_scorer(release, asked, vector_NDs=vector_NDs),
+        "mean": baseline_scorer(ContentKNN(vector_NDs["aligned"]), asked),
+    }
+    return pa.table({name: recall_U(scorer).numpy() for name, scorer in scorers.items()})
 
 
 def compared(recalls: Mapping[str, Recalls]) -> dict[str, Figures]:

@@ -84,7 +84,7 @@ def test_a_users_other_items_are_negatives_only_where_asked_for(
     )
     found = user_item(
         QUERIES[:2, None], ITEMS, batch, probability_N=PROBABILITY, scale=SCALE,
-        config=NegativesConfig(logq=0.0, own_history=own_history), queue=None,
+        config=NegativesConfig(logq=0.0, own_history=own_history), queue=None, step=0,
     )  # fmt: skip
     expected = [
         F.cross_entropy(SCALE * ITEMS[places] @ QUERIES[user], torch.tensor(0))
