@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 BENCH = Path(__file__).parent / "bench"
-SCRIPTS = ("shard_items", "load_items", "triples_bytes", "loss_memory", "dedup_step")
+SCRIPTS = ("shard_items", "load_items", "triples_bytes", "loss_memory", "dedup_step", "debias")
 CASES = ("shard_cases", "load_cases", "load_sources", "shop_dataset", "loss_cases", "dedup_cases")
 
 
@@ -106,3 +107,91 @@ def test_the_losses_of_the_benchmark_are_their_references() -> None:
         apart = loss_cases.difference_from(name, reference, batch=96, width=16)
         assert apart["max_abs"] < 1e-5, name
         assert apart["max_relative"] < 1e-4, name
+
+
+def test_a_fifth_of_the_coats_validates_and_no_rating_is_tested_twice(real_data: Path) -> None:
+    coat_random = importlib.import_module("coat_random")
+    if not (real_data / "coat").is_dir():
+        pytest.skip(f"coat is not at $TRIPTYCH_DATA ({real_data})")
+    coat = coat_random.read_coat(real_data / "coat")
+    assert (len(coat.train), len(coat.test), coat.num_pairs) == (6960, 4640, 87_000)
+    assert len(coat.valid) / len(coat.train) == pytest.approx(0.2, abs=0.01)
+    assert len(coat.fit) + len(coat.valid) == len(coat.train)
+    assert float(coat.given_UI.min()) > 0
+    # The weighted mean of train that README.md beside the data gives.
+    weight_B = 1 / coat.train.of(coat.given_UI)
+    mean = float((weight_B * coat.train.rating_B).sum() / weight_B.sum())
+    assert mean == pytest.approx(2.331, abs=5e-4)
+
+
+def test_the_policies_of_the_banner_logs_are_distributions_at_every_position(
+    real_data: Path,
+) -> None:
+    bandit_ope = importlib.import_module("bandit_ope")
+    if not (real_data / "obd_bandit").is_dir():
+        pytest.skip(f"obd_bandit is not at $TRIPTYCH_DATA ({real_data})")
+    logs, num_items = bandit_ope.read_logs(real_data / "obd_bandit")
+    assert num_items == {"men": 34, "women": 46}
+    for (campaign, policy), log in logs.items():
+        policy_PI = bandit_ope.policy_of_log(policy, log, num_items=num_items[campaign])
+        assert policy_PI.shape == (3, num_items[campaign])
+        np.testing.assert_allclose(policy_PI.sum(1), 1)
+        if policy == "random":
+            np.testing.assert_allclose(log.propensity_N, 1 / num_items[campaign], rtol=1e-6)
+
+
+def test_a_row_does_not_predict_its_own_click() -> None:
+    bandit_ope = importlib.import_module("bandit_ope")
+    rows = np.arange(50)
+    log = bandit_ope.Log(
+        position_N=rows % 3,
+        item_N=rows % 2,
+        click_N=(rows == 7).astype(float),
+        propensity_N=np.full(50, 0.5),
+    )
+    value_NI = bandit_ope.click_model(log, num_items=2)
+    same_fold = rows % 5 == 7 % 5
+    assert (value_NI[same_fold] == 0).all()
+    prior = bandit_ope.PRIOR_ROWS
+    # Of the other 40 rows one is the click, on item 1, which 20 of them showed.
+    assert value_NI[0].tolist() == pytest.approx(
+        [prior / 40 / (20 + prior), (1 + prior / 40) / (20 + prior)]
+    )
+
+
+def test_the_interval_of_a_rate_is_wilsons() -> None:
+    found = importlib.import_module("bandit_ope").wilson_interval(46, 10_000)
+    # The ends are the rates p that lie 1.96 of their own errors from the observed one.
+    for end in (found.low, found.high):
+        error = (end * (1 - end) / 10_000) ** 0.5
+        assert abs(end - 0.0046) / error == pytest.approx(1.959964)
+
+
+def test_every_debiased_loss_trains_on_a_part_and_on_the_whole() -> None:
+    debias, coat_random = (importlib.import_module(name) for name in ("debias", "coat_random"))
+    rng = np.random.default_rng(0)
+    pair = torch.from_numpy(rng.permutation(12 * 10)[:60])
+    ratings = coat_random.Ratings(
+        user_B=pair // 10,
+        item_B=pair % 10,
+        rating_B=torch.from_numpy(rng.integers(1, 6, size=60)).float(),
+    )
+    coat = coat_random.Coat(
+        train=ratings,
+        valid_mask_B=torch.arange(60) < 12,
+        test=ratings,
+        given_UI=torch.full((12, 10), 0.5),
+        feature_NF=torch.zeros(120, 1),
+    )
+    found = {}
+    for loss in ("naive", "ips", "snips", "clipped_ips", "dr"):
+        method = debias.Method(loss=loss, propensity_UI=coat.given_UI, chosen_by="naive")
+        cap = 20.0 if loss == "clipped_ips" else None
+        settings = debias.Settings(l2_factor=0.3, l2_bias=0.3, steps=100, max_weight=cap)
+        part = debias.train(method, settings, coat, ratings=coat.fit, seed=0)
+        assert [one.steps for one in part] == [50, 100]
+        assert np.isfinite(debias.validation_error(part[-1], method, coat))
+        found[loss] = debias.train(method, settings, coat, ratings=coat.train, seed=0)[-1].rating_UI
+    # Half of all pairs, each with a propensity of a half: weighing changes nothing.
+    for loss in ("ips", "snips", "clipped_ips"):
+        torch.testing.assert_close(found[loss], found["naive"], atol=1e-4, rtol=0)
