@@ -87,7 +87,7 @@ def evaluate(
         train: Parquet with user_id and item_id: what the baselines learn from.
         candidates: Parquet with item_id: what is ranked; null: the whole catalogue.
         vectors: Parquet files with item_id and columns of vectors (items.parquet of `embed`).
-        content: columns of `vectors` for content kNN; null: `raw`, where there are vectors.
+        content: columns of `vectors` for content kNN; null: `raw`, where it is there.
         released: released checkpoint; `vectors` must then hold its columns `aligned` and `event`.
         users: Parquet with user_id and the user features that `released` reads (users.parquet of a
             dataset); users whom it lacks count as unknown.
@@ -110,7 +110,9 @@ def evaluate(
         name for name in get_args(BaselineName) if name not in TRAINED_HERE
     ]
     chosen = (everyone if baselines is None else baselines) if train else []
-    columns = content if content is not None else (["raw"] if vectors else [])
+    columns = content
+    if columns is None:  # vectors of ids alone have no raw content
+        columns = ["raw"] if any("raw" in columns_of(path) for path in vectors or []) else []
     learnt = None if blend is None else load_blend(blend)
     if not chosen and not columns and released is None and learnt is None:
         raise ValueError("found nothing to rank with: give train, vectors or released")

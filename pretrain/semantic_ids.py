@@ -18,6 +18,7 @@ from torch import Tensor
 
 from data_prep.dataset import open_dataset
 from data_prep.records import replace_file
+from pretrain.cases import columns_of
 from pretrain.residual_codes import (
     code_use,
     collision_numbers,
@@ -76,7 +77,13 @@ def semantic_ids(
         )
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     dataset = open_dataset(dataset_dir)
-    table = pq.read_table(embeddings_dir / "items.parquet", columns=["item_row", "item_id", column])
+    path = embeddings_dir / "items.parquet"
+    if column not in (found := columns_of(path)):
+        raise ValueError(
+            f"{path}: found the columns {found}, expected {column} (a release on ids alone has no "
+            "raw); choose column: aligned"
+        )
+    table = pq.read_table(path, columns=["item_row", "item_id", column])
     if not table["item_id"].equals(dataset.items["item_id"]):
         raise ValueError(
             f"{embeddings_dir}: its {len(table):,} items are not those of {dataset_dir} "
