@@ -5,6 +5,7 @@ Shapes: B sequences, L events, N items, D width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -120,8 +121,17 @@ class SASRec(nn.Module):
         unwanted_BL = (states_BLD * self.item(negatives_BL[:, 1:])).sum(-1)
         return (F.softplus(-wanted_BL) + F.softplus(unwanted_BL))[real_BL].mean()
 
-    def fit(self, sequences: list[NDArray[np.int64]]) -> Self:
-        """Adam over users' sequences, oldest first; those of one event teach nothing."""
+    def fit(
+        self,
+        sequences: list[NDArray[np.int64]],
+        *,
+        after_epoch: Callable[[int], None] | None = None,
+    ) -> Self:
+        """Adam over users' sequences, oldest first; those of one event teach nothing.
+
+        `after_epoch` is called with the epochs done, to look at the scores of that moment: a model
+        that was trained for so many epochs alone would give just these.
+        """
         config = self.config
         rows_UL = latest(sequences, length=config.length + 1)
         rows_UL = rows_UL[(rows_UL != PADDING).sum(1) > 1]
@@ -130,8 +140,8 @@ class SASRec(nn.Module):
         own = [set(row[row != PADDING].tolist()) for row in rows_UL]
         rng = np.random.default_rng(config.seed)
         optimizer = torch.optim.Adam(self.parameters(), lr=config.lr, betas=(0.9, 0.98))
-        self.train()
-        for _ in range(config.epochs):
+        for epoch in range(config.epochs):
+            self.train()
             for users in np.array_split(
                 rng.permutation(len(rows_UL)), -(-len(rows_UL) // config.batch_size)
             ):
@@ -147,7 +157,10 @@ class SASRec(nn.Module):
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-        return self.eval()
+            self.eval()
+            if after_epoch is not None:
+                after_epoch(epoch + 1)
+        return self
 
     @torch.inference_mode()
     def scores(self, history_BL: Tensor) -> Tensor:
