@@ -99,12 +99,19 @@ class SASRec(nn.Module):
             nn.init.xavier_normal_(table.weight)
 
     def forward(self, rows_BL: Tensor) -> Tensor:
-        """Item rows, oldest first, `PADDING` behind the last → states [B, L, D]."""
-        filled_BL = torch.where(rows_BL == PADDING, self.num_items, rows_BL)
-        places_L = torch.arange(rows_BL.shape[1], device=rows_BL.device)
-        x_BLD = self.item(filled_BL) * self.config.width**0.5 + self.position(places_L)
-        x_BLD = self.drop(x_BLD) * (rows_BL != PADDING)[..., None]
-        hidden_LL = torch.ones(len(places_L), len(places_L), dtype=torch.bool).triu(1)
+        """Item rows, oldest first, `PADDING` behind the last → states [B, L, D].
+
+        Places are counted from the latest event, as in the paper, which fills up on the left
+        (section III-A): a prediction is always made from the same place.
+        """
+        real_BL, length = rows_BL != PADDING, self.config.length
+        filled_BL = torch.where(real_BL, rows_BL, self.num_items)
+        first_B1 = length - real_BL.sum(1, keepdim=True)
+        places_BL = first_B1 + torch.arange(rows_BL.shape[1], device=rows_BL.device)
+        x_BLD = self.item(filled_BL) * self.config.width**0.5
+        x_BLD = x_BLD + self.position(places_BL.clamp(max=length - 1))
+        x_BLD = self.drop(x_BLD) * real_BL[..., None]
+        hidden_LL = torch.ones(rows_BL.shape[1], rows_BL.shape[1], dtype=torch.bool).triu(1)
         for block in self.blocks:
             x_BLD = block(x_BLD, hidden_LL=hidden_LL.to(rows_BL.device))
         states_BLD: Tensor = self.norm(x_BLD)

@@ -17,7 +17,15 @@ def test_a_state_does_not_change_with_what_comes_later_or_with_padding() -> None
     other = model(torch.tensor([[1, 2, 8, 7]]))
     torch.testing.assert_close(full[:, :2], other[:, :2])
     padded = model(torch.tensor([[1, 2, -1, -1]]))
-    torch.testing.assert_close(full[:, :2], padded[:, :2])
+    torch.testing.assert_close(model(torch.tensor([[1, 2]])), padded[:, :2])
+
+
+def test_places_are_counted_from_the_latest_event() -> None:
+    model = SASRec(9, SMALL).eval()
+    found = []
+    model.position.register_forward_hook(lambda _, given, __: found.append(given[0]))
+    model(torch.tensor([[1, 2, -1, -1], [1, 2, 3, 4]]))
+    assert found[0].tolist() == [[4, 5, 5, 5], [2, 3, 4, 5]]
 
 
 def test_a_block_is_the_papers_formula() -> None:
