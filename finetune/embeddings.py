@@ -48,14 +48,20 @@ class Embeddings:
             int(about["width"]),
         )
 
+    @property
+    def columns(self) -> list[str]:
+        """What is there of an item; a release on ids alone has no `raw`."""
+        return list(pq.read_schema(self.dir / "items.parquet").names)
+
     def item_vectors(self, column: str) -> Tensor:
         """One vector an item in unit length, zero where missing; a zero row for no item, last."""
-        table = pq.read_table(self.dir / "items.parquet")
-        if column not in table.column_names:
+        if column not in self.columns:
             raise ValueError(
-                f"{self.dir}/items.parquet: found columns {table.column_names}, expected "
-                f"{column}; re-run python -m pretrain embed"
+                f"{self.dir}/items.parquet: found columns {self.columns}, expected {column}; "
+                "re-run python -m pretrain embed (a release on ids alone has no raw: leave that "
+                "rung out)"
             )
+        table = pq.read_table(self.dir / "items.parquet", columns=[column])
         array = table[column].combine_chunks()
         flat = array.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
         width = array.type.list_size

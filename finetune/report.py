@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import yaml
+from numpy.typing import NDArray
 
 from data_prep.dataset import Dataset, open_dataset
 from data_prep.html_page import Html, figure, page, section, table
@@ -224,8 +225,10 @@ def _map(dataset: Dataset, embeddings_dir: Path) -> tuple[str, str] | None:
         groups = pc.cast(column, "string").to_pylist()
     embeddings = Embeddings.open(embeddings_dir, dataset)
     rows = np.random.default_rng(0).permutation(dataset.num_items)[:_MAP_ITEMS]
-    vectors = {
-        title: embeddings.item_vectors(title).numpy()[:-1][rows] for title in ("raw", "aligned")
+    vectors: dict[str, NDArray[np.float32]] = {
+        title: embeddings.item_vectors(title).numpy()[:-1][rows]
+        for title in ("raw", "aligned")
+        if title in embeddings.columns
     }
     text = f"Two main directions of the item vectors, coloured by “{name}”."
     directions = {title: principal_directions(one) for title, one in vectors.items()}

@@ -13,6 +13,7 @@ The classes are not frozen: Lightning moves a batch to its device by setting fie
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -35,6 +36,12 @@ class ItemBatch:
 
     presence: dict[str, Tensor]
     """Modality → bool [n]: does the item have it?"""
+
+    def presence_of(self, modalities: Sequence[str]) -> Tensor:
+        """What the items have of these modalities, bool [n, M]; M may be 0."""
+        if not modalities:
+            return torch.zeros(len(self.rows_n), 0, dtype=torch.bool, device=self.rows_n.device)
+        return torch.stack([self.presence[name] for name in modalities], dim=1)
 
 
 def inputs_of(inputs: dict[str, Tensor], chosen: slice | Tensor) -> dict[str, Tensor]:

@@ -41,7 +41,8 @@ def embed(
 
     `items.parquet`: item_row, item_id, `aligned` (in the shared space), `event` (as an event of a
     history, ids included), `raw` (off-the-shelf features of the same towers as they were before
-    any pre-training, each modality at unit length, zeros where absent). `users.parquet`: user_row,
+    any pre-training, each modality at unit length, zeros where absent; a release on ids alone has
+    no such column). `users.parquet`: user_row,
     user_id, `vector` as of the dataset's valid_start. Written under temporary names, then renamed;
     embeddings.json last.
 
@@ -75,9 +76,10 @@ def embed(
             "item_id": item_ids,
             "aligned": _vectors(item_ND.numpy()),
             "event": _vectors(event_ND.numpy()),
-            "raw": _vectors(raw_NF),
         }
     )
+    if raw_NF.shape[1]:
+        items = items.append_column("raw", _vectors(raw_NF))
     users = pa.table(
         {
             "user_row": dataset.users["user_row"],
@@ -168,8 +170,10 @@ def _items(
             for name, inputs in batch.inputs.items()
         }
         aligned.append(release.encode_batch(knocked_out(batch, without)))
-        raw.append(raw_features(found, batch.presence))
-    return torch.cat(aligned), np.concatenate(raw)
+        if found:
+            raw.append(raw_features(found, batch.presence))
+    raw_NF = np.concatenate(raw) if raw else np.zeros((dataset.num_items, 0), np.float32)
+    return torch.cat(aligned), raw_NF
 
 
 def knocked_out(batch: ItemBatch, without: list[str]) -> ItemBatch:

@@ -21,7 +21,14 @@ from pretrain.blend import load_blend
 from pretrain.blend_signals import open_signals
 from pretrain.case_masks import mask_choices
 from pretrain.case_times import CaseTimes, TimestampUnit
-from pretrain.cases import read, read_cases, read_catalogue, read_choices, rows_of
+from pretrain.cases import (
+    columns_of,
+    read,
+    read_cases,
+    read_catalogue,
+    read_choices,
+    rows_of,
+)
 from pretrain.knock_out import knocked_out_vectors, open_knock_outs, without_of_vectors
 from pretrain.metrics import rank_scored
 from pretrain.named_baselines import BaselineName, chosen_baselines, named_scorer
@@ -77,7 +84,7 @@ def evaluate(
         train: Parquet with user_id and item_id: what the baselines learn from.
         candidates: Parquet with item_id: what is ranked; null: the whole catalogue.
         vectors: Parquet files with item_id and columns of vectors (items.parquet of `embed`).
-        content: columns of `vectors` for content kNN; null: `raw`, where there are vectors.
+        content: columns of `vectors` for content kNN; null: `raw`, where it is there.
         released: released checkpoint; `vectors` must then hold its columns `aligned` and `event`.
         users: Parquet with user_id and the user features that `released` reads (users.parquet of a
             dataset); users whom it lacks count as unknown.
@@ -110,7 +117,9 @@ def evaluate(
             the cases.
     """
     chosen = chosen_baselines(baselines, train=train)
-    columns = content if content is not None else (["raw"] if vectors else [])
+    columns = content
+    if columns is None:  # vectors of ids alone have no raw content
+        columns = ["raw"] if any("raw" in columns_of(path) for path in vectors or []) else []
     learnt = None if blend is None else load_blend(blend)
     if not chosen and not columns and released is None and learnt is None:
         raise ValueError("found nothing to rank with: give train, vectors or released")

@@ -178,6 +178,16 @@ def card(config: ReleaseConfig, manifest: Manifest, *, source: Path) -> str:
         f"| {name} | {tower.library} {tower.name} | {tower.weights} | {tower.train} |"
         for name, tower in config.model.towers.items()
     )
+    content = f"""| modality | backbone | weights at the start | trained |
+|---|---|---|---|
+{towers}"""
+    use = """\
+vectors = release.encode_items(records)  # data_prep.records.ItemRecord: picture, texts, vectors"""
+    if not towers:
+        content = "No content: an item is known by its id alone, and a new item not at all."
+        use = """\
+nothing = torch.zeros(len(item_ids), release.width)  # in the place of content
+vectors, events = release.add_ids(nothing, item_ids)  # pyarrow.Array, as in id_map.parquet"""
     built_on = "".join(
         f"- Built on the release with weights SHA-256 `{one['release_fingerprint']}` ({name}).\n"
         if "release_fingerprint" in one
@@ -189,9 +199,7 @@ def card(config: ReleaseConfig, manifest: Manifest, *, source: Path) -> str:
 
 Item and user encoder in one space of width {config.model.width}.
 
-| modality | backbone | weights at the start | trained |
-|---|---|---|---|
-{towers}
+{content}
 
 - Newest event seen: {day(config.newest_event)} ({config.newest_event} ms). Do not finetune on data
   whose `valid_start` is not after it: that would be looking ahead.
@@ -203,6 +211,6 @@ Item and user encoder in one space of width {config.model.width}.
 from pretrain import load_released
 
 release = load_released("path/to/this/folder")  # no Lightning, no DeepSpeed, no pickle
-vectors = release.encode_items(records)  # data_prep.records.ItemRecord: picture, texts, vectors
+{use}
 ```
 """

@@ -91,8 +91,13 @@ class FeatureCache:
         """Open the features of these towers on this dataset.
 
         Raises:
-            ValueError: no features there, of another dataset, or of other towers.
+            ValueError: no features there, of another dataset, or of other towers; or no towers.
         """
+        if not towers:
+            raise ValueError(
+                f"{features_dir}: found features for a model without towers, which reads none; "
+                "take features_dir out"
+            )
         again = "run python -m pretrain features again"
         path = features_dir / INDEX_FILE
         if not path.is_file():

@@ -52,6 +52,11 @@ def compute_features(
     dataset_dir, out_dir = config.dataset_dir, config.features_dir
     if out_dir is None:
         raise ValueError("data.config.features_dir is not set: there the features would go")
+    if not model.towers:
+        raise ValueError(
+            "model.encoders.towers is empty, so that there are no features; go on with "
+            "python -m pretrain fit"
+        )
     tuned = [name for name, tower in model.towers.items() if not tower.fixed_features]
     if tuned:
         raise ValueError(

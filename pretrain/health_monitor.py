@@ -140,11 +140,11 @@ class HealthMonitor(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        """Listen to this step, where it is one to be measured."""
+        """Listen to this step, where it is one to be measured; ids alone share no space."""
         self._listen_no_more()
-        if batch_idx % self.config.every_steps:
-            return
         encoder = _item_encoder(pl_module)
+        if batch_idx % self.config.every_steps or encoder.fusion is None:
+            return
         self._handles.append(encoder.fusion.register_forward_hook(self._keep_tokens))
         for name, adapter in encoder.adapters.items():
             self._handles.append(adapter.register_forward_hook(self._keep_gradient(name)))
@@ -185,7 +185,8 @@ class HealthMonitor(pl.Callback):
         self._listen_no_more()
         encoder = _item_encoder(pl_module)
         names = encoder.modalities
-        presence_nM = torch.stack([batch.items.presence[name] for name in names], dim=1)
+        presence_nM = batch.items.presence_of(names)
+        assert encoder.fusion is not None, "tokens were heard"
         tokens_nMD = tokens_nMD.to(next(encoder.fusion.parameters()).dtype)
         found = measure(
             encoder.fusion, names, tokens_nMD=tokens_nMD, presence_nM=presence_nM[:MOST_ITEMS]

@@ -18,7 +18,7 @@ class ItemVectors:
     """What the item encoder says of n items."""
 
     fused_nD: Tensor
-    """Unit vectors in the shared space."""
+    """Unit vectors in the shared space; zeros without modalities."""
 
     modality_nD: dict[str, Tensor]
     """Unit vectors of each modality alone, zeros where the item lacks it."""
@@ -90,7 +90,8 @@ class Fusion(nn.Module):
 class ItemEncoder(nn.Module):
     """Towers → adapters → gated fusion → unit vector.
 
-    Without backbones (`backbones={}`) it runs on cached features alone.
+    Without backbones (`backbones={}`) it runs on cached features alone; without any modality it
+    says nothing: zeros, to which a model on ids alone adds its ids.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class ItemEncoder(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
+        self.width = width
         self.modalities = list(feature_widths)
         self.backbones = nn.ModuleDict(dict(backbones))
         self.adapters = nn.ModuleDict(
@@ -110,7 +112,8 @@ class ItemEncoder(nn.Module):
                 for name, feature_width in feature_widths.items()
             }
         )
-        self.fusion = Fusion(self.modalities, width=width)
+        # Made only where it is used, so that no parameter is left without a gradient.
+        self.fusion = Fusion(self.modalities, width=width) if self.modalities else None
 
     def features(self, modality: str, inputs: dict[str, Tensor]) -> Tensor:
         """Backbone features of the items that have this modality, [present, F]."""
@@ -138,6 +141,9 @@ class ItemEncoder(nn.Module):
 
     def forward(self, items: ItemBatch, *, dropped_nM: Tensor | None = None) -> ItemVectors:
         """Encode n items; the fusion does without what is marked in `dropped_nM`."""
+        if self.fusion is None:
+            nothing_nD = torch.zeros(len(items.rows_n), self.width, device=items.rows_n.device)
+            return ItemVectors(nothing_nD, {}, nothing_nD[:, :0])
         tokens, alone = [], {}
         for modality in self.modalities:
             projected_pD = self.adapters[modality](self.features(modality, items.inputs[modality]))
@@ -149,7 +155,7 @@ class ItemEncoder(nn.Module):
                 token_nD = token_nD + 0.0 * projected_pD.sum()
             tokens.append(token_nD)
             alone[modality] = F.normalize(token_nD.float(), dim=-1)
-        presence_nM = torch.stack([items.presence[m] for m in self.modalities], dim=1)
+        presence_nM = items.presence_of(self.modalities)
         if dropped_nM is not None:
             presence_nM = presence_nM & ~dropped_nM
         fused_nD, gate_nM = self.fusion(torch.stack(tokens, dim=1), presence_nM)

@@ -24,6 +24,8 @@ def dropped_modalities(rows_n: Tensor, presence_nM: Tensor, *, step: int, share:
     the one with the largest hash stays.
     """
     num_modalities = presence_nM.shape[1]
+    if not num_modalities:
+        return presence_nM
     hashes = [row_hash(rows_n, step=step, salt=m + 1) for m in range(num_modalities)]
     hash_nM = torch.stack(hashes, dim=1)
     largest_n = torch.where(presence_nM, hash_nM, -1).argmax(1)

@@ -24,7 +24,8 @@ class ModelConfig:
     """Architecture of the shared space."""
 
     towers: dict[str, TowerConfig] = field(default_factory=dict)
-    """Modality → tower; the keys are `image`, `text` and the names of given vectors."""
+    """Modality → tower; the keys are `image`, `text` and the names of given vectors. `{}`: ids
+    alone, the control of what content adds; `ids` is then `both` and `id_dropout` 0."""
 
     width: int = 128
     """Width D of the shared space."""
@@ -50,8 +51,16 @@ class ModelConfig:
     """Softmax temperature at step 0; learnt in log space from there, bounded below by 0.01."""
 
     def __post_init__(self) -> None:
-        if not self.towers:
-            raise ValueError("model.towers is empty; name at least one, e.g. text or image")
+        if not self.towers and self.ids != "both":
+            raise ValueError(
+                f"model.encoders.towers is empty and ids is {self.ids!r}, so that nothing would be "
+                "known of an item; name a tower, e.g. text or image, or set ids to 'both'"
+            )
+        if not self.towers and self.id_dropout:
+            raise ValueError(
+                f"model.encoders.id_dropout is {self.id_dropout} and towers is empty: an item "
+                "whose id is hidden would be nothing at all; set id_dropout to 0"
+            )
         if self.width < 1 or not 0 <= self.dropout < 1 or not 0 <= self.id_dropout <= 1:
             raise ValueError(
                 f"model: width must be >= 1, dropout in [0, 1) and id_dropout in [0, 1], got "
@@ -111,8 +120,16 @@ class TwoSpaceModel(nn.Module):
             self.ids = nn.Embedding(num_items, config.width)
             # Zero: an item that was never trained on is the same as one whose id is hidden.
             nn.init.zeros_(self.ids.weight)
+            if not config.towers:  # of about the length that content has; 0 has no direction
+                nn.init.normal_(self.ids.weight, std=config.width**-0.5)
         self.temperature = Temperature(config.temperature)
         self.pair_temperature = Temperature(config.temperature)
+
+    @torch.no_grad()
+    def forget_ids(self, rows_n: Tensor) -> None:
+        """Set the ids of items to zero, such as those that are never trained on."""
+        if self.ids is not None:
+            self.ids.weight[rows_n] = 0.0
 
     def encode_items(
         self, vectors: ItemVectors, rows_n: Tensor, *, hidden_n: Tensor | None = None

@@ -126,6 +126,9 @@ class PretrainModule(pl.LightningModule):
             num_items=num_items,
             user_columns=self.data.user_columns,
         )
+        if not self.encoders.towers:
+            # As unknown as a new item is: a random direction would be somebody's neighbour.
+            self.model.forget_ids((self.data.item_probability == 0).nonzero().flatten())
         if earlier is None:
             rows = np.linspace(0, num_items - 1, min(num_items, CALIBRATION_ITEMS)).astype(np.int64)
             self.model.item_encoder.calibrate(self.data.items.load(rows))

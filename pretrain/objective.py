@@ -170,7 +170,7 @@ def objective(
         id_vectors: of a model of ids, that content is pulled to.
     """
     rows_n = batch.items.rows_n
-    seen_nM = torch.stack([batch.items.presence[m] for m in model.item_encoder.modalities], 1)
+    seen_nM = batch.items.presence_of(model.item_encoder.modalities)
     dropped_nM = dropped_modalities(rows_n, seen_nM, step=step, share=model.config.modality_dropout)
     seen_nM = seen_nM & ~dropped_nM
     if config.encode_chunk:

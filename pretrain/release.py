@@ -143,12 +143,22 @@ class Release:
         return file_sha256(self.folder / WEIGHTS_FILE)
 
     def encode_items(self, records: Sequence[ItemRecord]) -> Tensor:
-        """Content → unit vectors [n, D], by content alone; missing modalities are normal."""
+        """Content → unit vectors [n, D], by content alone; missing modalities are normal.
+
+        Raises:
+            ValueError: a release on ids alone.
+        """
+        if not self.config.model.towers:
+            raise ValueError(
+                f"{self.folder}: the release knows items by their ids alone; give zeros "
+                f"[n, {self.width}] and the ids to add_ids, or read the vectors of "
+                "python -m pretrain embed"
+            )
         return self.encode_batch(prepare_records(records, self.preprocessors))
 
     @torch.inference_mode()
     def encode_batch(self, items: ItemBatch) -> Tensor:
-        """Prepared content or cached features → unit vectors [n, D]."""
+        """Prepared content or cached features → unit vectors [n, D]; of ids alone zeros."""
         vectors: Tensor = self.model.item_encoder(items).fused_nD
         return vectors
 

@@ -126,9 +126,8 @@ def _facts(run: RunFacts, dataset: Dataset | None) -> Html:
         "look-ahead": "none: the newest event seen is before validation"
         if about["newest_event"] < about["valid_start"]
         else "YES: training has seen the validation time",
-        "towers": "; ".join(
-            _tower(name, tower) for name, tower in about["model"]["towers"].items()
-        ),
+        "towers": "; ".join(_tower(name, tower) for name, tower in about["model"]["towers"].items())
+        or "none: ids alone",
         "user encoder": ", ".join(f"{k} {v}" for k, v in about["model"]["user"].items()),
         "width": about["model"]["width"],
         "end": run.end,

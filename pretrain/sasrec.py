@@ -5,6 +5,7 @@ Shapes: B sequences, L events, N items, D width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Self, get_args
 
@@ -100,12 +101,19 @@ class SASRec(nn.Module):
             nn.init.xavier_normal_(table.weight)
 
     def forward(self, rows_BL: Tensor) -> Tensor:
-        """Item rows, oldest first, `PADDING` behind the last → states [B, L, D]."""
-        filled_BL = torch.where(rows_BL == PADDING, self.num_items, rows_BL)
-        places_L = torch.arange(rows_BL.shape[1], device=rows_BL.device)
-        x_BLD = self.item(filled_BL) * self.config.width**0.5 + self.position(places_L)
-        x_BLD = self.drop(x_BLD) * (rows_BL != PADDING)[..., None]
-        hidden_LL = torch.ones(len(places_L), len(places_L), dtype=torch.bool).triu(1)
+        """Item rows, oldest first, `PADDING` behind the last → states [B, L, D].
+
+        Places are counted from the latest event, as in the paper, which fills up on the left
+        (section III-A): a prediction is always made from the same place.
+        """
+        real_BL, length = rows_BL != PADDING, self.config.length
+        filled_BL = torch.where(real_BL, rows_BL, self.num_items)
+        first_B1 = length - real_BL.sum(1, keepdim=True)
+        places_BL = first_B1 + torch.arange(rows_BL.shape[1], device=rows_BL.device)
+        x_BLD = self.item(filled_BL) * self.config.width**0.5
+        x_BLD = x_BLD + self.position(places_BL.clamp(max=length - 1))
+        x_BLD = self.drop(x_BLD) * real_BL[..., None]
+        hidden_LL = torch.ones(rows_BL.shape[1], rows_BL.shape[1], dtype=torch.bool).triu(1)
         for block in self.blocks:
             x_BLD = block(x_BLD, hidden_LL=hidden_LL.to(rows_BL.device))
         states_BLD: Tensor = self.norm(x_BLD)
@@ -122,8 +130,17 @@ class SASRec(nn.Module):
         unwanted_BL = (states_BLD * self.item(negatives_BL[:, 1:])).sum(-1)
         return (F.softplus(-wanted_BL) + F.softplus(unwanted_BL))[real_BL].mean()
 
-    def fit(self, sequences: list[NDArray[np.int64]]) -> Self:
-        """Adam over users' sequences, oldest first; those of one event teach nothing."""
+    def fit(
+        self,
+        sequences: list[NDArray[np.int64]],
+        *,
+        after_epoch: Callable[[int], None] | None = None,
+    ) -> Self:
+        """Adam over users' sequences, oldest first; those of one event teach nothing.
+
+        `after_epoch` is called with the epochs done, to look at the scores of that moment: a model
+        that was trained for so many epochs alone would give just these.
+        """
         config = self.config
         rows_UL = latest(sequences, length=config.length + 1)
         rows_UL = rows_UL[(rows_UL != PADDING).sum(1) > 1]
@@ -132,8 +149,8 @@ class SASRec(nn.Module):
         own = [set(row[row != PADDING].tolist()) for row in rows_UL]
         rng = np.random.default_rng(config.seed)
         optimizer = torch.optim.Adam(self.parameters(), lr=config.lr, betas=(0.9, 0.98))
-        self.train()
-        for _ in range(config.epochs):
+        for epoch in range(config.epochs):
+            self.train()
             for users in np.array_split(
                 rng.permutation(len(rows_UL)), -(-len(rows_UL) // config.batch_size)
             ):
@@ -149,7 +166,10 @@ class SASRec(nn.Module):
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-        return self.eval()
+            self.eval()
+            if after_epoch is not None:
+                after_epoch(epoch + 1)
+        return self
 
     @torch.inference_mode()
     def scores(self, history_BL: Tensor) -> Tensor:

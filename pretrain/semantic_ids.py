@@ -18,6 +18,7 @@ from torch import Tensor
 
 from data_prep.dataset import open_dataset
 from data_prep.records import replace_file
+from pretrain.cases import columns_of
 from pretrain.knock_out import refuse_knock_out
 from pretrain.residual_codes import (
     code_use,
@@ -79,7 +80,13 @@ def semantic_ids(
     dataset = open_dataset(dataset_dir)
     embeddings = json.loads((embeddings_dir / "embeddings.json").read_text())
     refuse_knock_out(embeddings_dir, embeddings.get("without", []))
-    table = pq.read_table(embeddings_dir / "items.parquet", columns=["item_row", "item_id", column])
+    path = embeddings_dir / "items.parquet"
+    if column not in (found := columns_of(path)):
+        raise ValueError(
+            f"{path}: found the columns {found}, expected {column} (a release on ids alone has no "
+            "raw); choose column: aligned"
+        )
+    table = pq.read_table(path, columns=["item_row", "item_id", column])
     if not table["item_id"].equals(dataset.items["item_id"]):
         raise ValueError(
             f"{embeddings_dir}: its {len(table):,} items are not those of {dataset_dir} "

@@ -89,7 +89,7 @@ class EarlierRelease:
     ) -> int:
         """Put all but the backbones into a new model; the backbones had theirs when they were made.
 
-        Id rows are matched by item id: new items keep their zero vector, dropped ones are
+        Id rows are matched by item id: new items keep the vector they start with, dropped ones are
         forgotten. Categories of user features that are new keep their random start.
 
         Args:

@@ -1,5 +1,7 @@
 """SASRec sees no future, agrees with a plain twin and learns a chain."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,15 @@ def test_a_state_does_not_change_with_what_comes_later_or_with_padding() -> None
     other = model(torch.tensor([[1, 2, 8, 7]]))
     torch.testing.assert_close(full[:, :2], other[:, :2])
     padded = model(torch.tensor([[1, 2, -1, -1]]))
-    torch.testing.assert_close(full[:, :2], padded[:, :2])
+    torch.testing.assert_close(model(torch.tensor([[1, 2]])), padded[:, :2])
+
+
+def test_places_are_counted_from_the_latest_event() -> None:
+    model = SASRec(9, SMALL).eval()
+    found = []
+    model.position.register_forward_hook(lambda _, given, __: found.append(given[0]))
+    model(torch.tensor([[1, 2, -1, -1], [1, 2, 3, 4]]))
+    assert found[0].tolist() == [[4, 5, 5, 5], [2, 3, 4, 5]]
 
 
 def test_a_block_is_the_papers_formula() -> None:
@@ -55,3 +65,14 @@ def test_an_unknown_loss_and_nothing_to_learn_from_are_refused() -> None:
         SASRecConfig(loss="hinge")
     with pytest.raises(ValueError, match="found none of two events"):
         SASRec(3, SMALL).fit([np.array([1])])
+
+
+def test_the_scores_of_an_epoch_are_those_of_a_training_of_so_many_epochs() -> None:
+    chain = [np.arange(start, start + 5) % 9 for start in range(9)]
+    history, seen = torch.tensor([[2, 3, 4]]), {}
+    long = SASRec(9, dataclasses.replace(SMALL, epochs=4, dropout=0.3))
+    long.fit(chain, after_epoch=lambda epoch: seen.update({epoch: long.scores(history)}))
+    short = SASRec(9, dataclasses.replace(SMALL, epochs=2, dropout=0.3)).fit(chain)
+    assert list(seen) == [1, 2, 3, 4]
+    torch.testing.assert_close(seen[2], short.scores(history))
+    assert not torch.equal(seen[2], seen[4])
