@@ -46,7 +46,7 @@ from pretrain.cases import Cases, read_cases, read_catalogue, read_choices
 from pretrain.intervals import bootstrap_interval
 from pretrain.metrics import PADDING, ndcg_at_k, ranks_of_targets, recall_at_k
 from pretrain.sasrec import SASRec, SASRecConfig
-from pretrain.scorers import Scorer, baseline_scorer, released_scorer
+from pretrain.scorers import Scorer, baseline_scorer, open_release, released_scorer
 
 log = logging.getLogger("user_tower")
 
@@ -252,9 +252,8 @@ def ours_ranks(
             "--out", said, "--allow_look_ahead", "true",  # others went on after it
         )  # fmt: skip
     _, vector_NDs = read_catalogue(vectors, columns=["aligned", "event"], tables=[])
-    ranks = target_ranks(
-        released_scorer(released, given.asked, vector_NDs=vector_NDs, vectors=vectors), given
-    )
+    opened = open_release(released, vectors=vectors)
+    ranks = target_ranks(released_scorer(opened, given.asked, vector_NDs=vector_NDs), given)
     recall = float(METRICS["recall@20"](ranks["catalogue"]).mean())
     command = json.loads(said.read_text())["leave-last-out"]["ours"]["recall@20"]
     assert abs(recall - command) < 1e-6, f"{said}: {command}, counted here {recall}"
