@@ -182,7 +182,7 @@ def main() -> None:
     shown = Table(*header, title=title, caption=fashion_protocol.CAVEAT)
     for row in rows:
         shown.add_row(*row)
-    Console(width=160).print(shown)
+    Console(width=200).print(shown)
     page = f"{title}\n\n{markdown(header, rows)}\n{fashion_protocol.CAVEAT}\n"
     (args.out_dir / "ablation.md").write_text(page)
     print(json.dumps(outcome(figures, seeds=args.seeds)))
