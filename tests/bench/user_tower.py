@@ -7,7 +7,7 @@ configs/user_tower, with either attention. SASRec is `pretrain/sasrec.py` with i
 with a softmax over all items; popularity and item-kNN are those of shared/data/README.md. All see
 the same events in the same order (tests/bench/leave_last_out.py) and rank the same items. What is
 there already is kept, so that a run that was stopped goes on. `--stage valid` asks the events
-before the last ones, by which epochs and settings are chosen, and follows SASRec over its epochs.
+before the last ones, by which epochs and settings are to be chosen, and follows SASRec's epochs.
 The last line is one JSON object.
 
 No published figure of SASRec on these ratings (ml-latest-small, 610 users) was found that says how
@@ -53,7 +53,7 @@ log = logging.getLogger("user_tower")
 CONFIGS = Path("configs/user_tower")
 Attention = Literal["sasrec", "hstu"]
 CHOSEN: Attention = "sasrec"
-"""What `ours` is, by validation."""
+"""What `ours` is; neither it nor the epochs below are chosen on validation yet."""
 
 SASREC = {
     "sasrec_paper": SASRecConfig(loss="bce", epochs=200),
