@@ -12,7 +12,7 @@ class SetPool(nn.Module):
 
     The question is a learnt vector plus the mean of the events, so that the result does not depend
     on their order, and an event costs a key and a value instead of a whole transformer block. As
-    in `UserEncoder` the answer corrects the mean: untrained, this is content kNN.
+    in `UserEncoder` the answer is a correction of the mean.
     """
 
     def __init__(self, width: int, *, heads: int, dropout: float) -> None:

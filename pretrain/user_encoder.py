@@ -71,8 +71,8 @@ class UserEncoderConfig:
 class UserEncoder(nn.Module):
     """States 0 … L of a user: state s has seen the first s events, state 0 none.
 
-    A state is a learnt correction on the mean of the item vectors seen: an untrained encoder is
-    content kNN, and training can only move away from it where that pays.
+    A state is the mean of the item vectors seen, which alone would be content kNN, plus a learnt
+    correction. At step 0 the correction is the longer of the two.
     """
 
     def __init__(
