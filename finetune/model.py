@@ -51,6 +51,7 @@ class CtrModel(nn.Module):
             item_IW=content.item_IW if content else None,
             first_order=head.uses_first_order,
             pool_history=not head.uses_history,
+            reads_history=data.history_length > 0,
         )
         layout = InputLayout(
             num_fields=self.fields.num_fields,

@@ -14,6 +14,7 @@ from torch import Tensor
 from finetune.batches import Batch, CtrTable, EvalBatches, TrainBatches
 from finetune.metrics import auc, gauc, log_loss
 from finetune.model import CtrModel
+from finetune.row_adam import RowSparseAdamW, average_over_ranks, clip_norm
 from finetune.settings import TrainConfig
 
 Epoch = dict[str, float]
@@ -35,6 +36,14 @@ class CtrModule(pl.LightningModule):
         self._train_logits: list[Tensor] = []
         self._train_labels: list[Tensor] = []
         self._valid_logits: list[Tensor] = []
+        model.fields.sums_squares = config.id_l2 > 0
+        table = model.fields.table
+        table.sparse_gradient = config.id_optimizer == "sparse"
+        if table.sparse_gradient:
+            of_table = {id(one) for one in table.parameters()}
+            self._ddp_params_and_buffers_to_ignore = [
+                name for name, one in self.named_parameters() if id(one) in of_table
+            ]
 
     def train_dataloader(self) -> TrainBatches:
         """This rank's batches; the order follows from seed and epoch."""
@@ -61,16 +70,40 @@ class CtrModule(pl.LightningModule):
         """AdamW with the embedding table in a group of its own.
 
         The table has no weight decay: Adam would shrink the rows of rare ids at full speed,
-        whatever the coefficient. `id_l2` penalises the rows a batch touches instead. Row-sparse
-        updates come with issue 5.
+        whatever the coefficient. `id_l2` penalises the rows a batch touches instead.
         """
-        table = self.model.fields.table.weight
-        dense = [p for p in self.model.parameters() if p is not table]
-        groups = [
-            {"params": [table], "lr": self.config.id_lr, "weight_decay": 0.0},
+        table = self.model.fields.table
+        of_table = {id(one) for one in table.parameters()}
+        dense = [p for p in self.model.parameters() if id(p) not in of_table]
+        sparse = table.sparse_gradient
+        groups: list[dict[str, Any]] = [
+            {"params": table.tables, "lr": self.config.id_lr, "weight_decay": 0.0},
             {"params": dense, "lr": self.config.lr, "weight_decay": self.config.weight_decay},
         ]
-        return torch.optim.AdamW(groups, fused=True)
+        groups[0]["row_sparse"] = sparse
+        return RowSparseAdamW(groups) if sparse else torch.optim.AdamW(groups, fused=True)
+
+    def on_after_backward(self) -> None:
+        """Average the table's sparse gradient over the ranks: DDP is told to leave it out."""
+        table = self.model.fields.table
+        if table.sparse_gradient and self.trainer.world_size > 1:
+            for one in table.tables:
+                if one.grad is not None:
+                    one.grad = average_over_ranks(one.grad)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """By the norm over dense and sparse gradients together, which Lightning's cannot."""
+        if not gradient_clip_val:
+            return
+        if self.model.fields.table.sparse_gradient and gradient_clip_algorithm in (None, "norm"):
+            clip_norm(self.model.parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_train_epoch_start(self) -> None:
         """Freeze the embedding table once it has had its epochs."""
@@ -86,6 +119,8 @@ class CtrModule(pl.LightningModule):
         self._train_logits.append(scored.logit_B.detach())
         self._train_labels.append(batch.label_B)
         self.log("train/logloss", loss, on_step=True, on_epoch=False)
+        if self.config.id_l2 == 0:
+            return loss
         penalty: Tensor = self.config.id_l2 * scored.id_square_sum / len(batch.label_B)
         return loss + penalty
 

@@ -131,6 +131,10 @@ class TrainConfig:
     id_lr: float = 1.0e-3
     """Adam's learning rate for the embedding table."""
 
+    id_optimizer: Literal["sparse", "dense"] = "sparse"
+    """sparse: Adam on the table's rows that a batch reads, whatever the table's size (lazy Adam);
+    dense: Adam on the whole table every step. ZeRO needs dense."""
+
     id_l2: float = 1.0e-4
     """L2 penalty on the table's rows that a batch touches (Zhou et al. 2018, section 5.2)."""
 
@@ -199,7 +203,8 @@ class InputConfig:
     """Accept a release that has seen events of the validation or test time. The report says so."""
 
     history_length: int = 30
-    """Latest positive events strictly before an impression that are given to the head."""
+    """Latest positive events strictly before an impression that are given to the head; 0: none,
+    for heads that read fields alone."""
 
     multi_length: int = 8
     """Values kept of a feature that is a list."""
@@ -208,7 +213,8 @@ class InputConfig:
     """Training impressions below which a value shares the unknown value's embedding."""
 
     def __post_init__(self) -> None:
-        for key in ("history_length", "multi_length", "min_count"):
+        _check(self.history_length >= 0, "history_length", self.history_length, "0 or more")
+        for key in ("multi_length", "min_count"):
             value = getattr(self, key)
             _check(value >= 1, key, value, "at least 1")
 

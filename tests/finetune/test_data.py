@@ -138,13 +138,14 @@ def test_every_parameter_of_a_model_gets_a_gradient(
     table = CtrTable(data.train, data.users, data.items, features)
     model = CtrModel(config.head, data=data, content=content)
     model(table.batch(torch.arange(512))).logit_B.square().sum().backward()
-    unread = [n for n, p in model.named_parameters() if p.grad is None]
+    unread = [n for n, p in model.named_parameters() if p.grad is None and p.numel()]
     assert unread == ([] if HEADS[head].uses_first_order else ["fields.bias"])
 
 
 def test_lr_has_one_weight_a_value(data: CtrData) -> None:
     model = CtrModel(HeadConfig(name="lr", embedding_width=16), data=data, content=None)
-    assert model.fields.table.weight.shape == (data.vocabulary.num_rows, 1)
+    assert model.fields.table.first_order.shape == (data.vocabulary.num_rows, 1)
+    assert model.fields.table.weight.numel() == 0
     weights = sum(weight.numel() for weight in model.parameters())
     assert weights == data.vocabulary.num_rows + 3 * len(data.vocabulary.numeric) + 1
 
@@ -157,7 +158,7 @@ def test_a_head_is_told_where_the_ids_of_user_and_item_are(data: CtrData) -> Non
     for place, one in ((model.head.user_field, user), (model.head.item_field, item)):
         row_B = batch.ids_BF[:, place]
         assert ((row_B >= one.offset) & (row_B < one.offset + one.size)).all()
-        torch.testing.assert_close(inputs.fields_BFE[:, place], model.fields.table(row_B))
+        torch.testing.assert_close(inputs.fields_BFE[:, place], model.fields.table.lookup(row_B)[0])
     torch.testing.assert_close(inputs.fields_BFE[:, model.head.item_field], inputs.target_BH)
 
 
