@@ -175,8 +175,8 @@ class FieldEmbedding(nn.Module):
         parts += [rows_BM[rows_BM >= 0] for rows_BM in lists]
         vector_nE, weight_n1 = self.table.lookup(torch.cat(parts) if len(parts) > 1 else parts[0])
         sizes = [len(part) for part in parts]
-        vectors = list(vector_nE.split(sizes))
-        weights = [None] * len(sizes) if weight_n1 is None else list(weight_n1.split(sizes))
+        vectors = list(torch.split(vector_nE, sizes))
+        weights = [None] * len(sizes) if weight_n1 is None else list(torch.split(weight_n1, sizes))
         ids_BFE, ids_weight = vectors[0].view(num, width, self.width), weights[0]
         ids_first_BF = None if ids_weight is None else ids_weight.view(num, width)
         target_BE = vectors[1] if self.attends else ids_BFE[:, self.item_column]

@@ -53,7 +53,7 @@ class Inputs:
         data = self.data
         of_train = content.fit(data) if content else None
         of_valid = content.features(data, data.valid) if content else None
-        train = CtrTable(data.train, data.users, data.items, of_train)
+        train = CtrTable(data.train, data.users, data.items, of_train, config.shuffle_rows)
         valid = CtrTable(data.valid, data.users, data.items, of_valid)
         if content is not None and content.rung != "noise":
             self.content[config.rung] = (content, train, valid)
@@ -70,7 +70,12 @@ def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
     content, train, valid = inputs.tables(config)
     _quiet_lightning()
     torch.manual_seed(config.seed)
-    model = CtrModel(config.head, data=inputs.data, content=content)
+    model = CtrModel(
+        config.head,
+        data=inputs.data,
+        content=content,
+        negative_rate=config.train.negative_rate,
+    )
     module = CtrModule(model, config.train, train=train, valid=valid, seed=config.seed)
     config.out_dir.mkdir(parents=True, exist_ok=True)
     (config.out_dir / run_folder.METRICS_FILE).unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from finetune.content import SIMILARITIES, Content
 from finetune.data import CtrData
 from finetune.fields import FieldEmbedding
 from finetune.heads import HEADS, InputLayout
+from finetune.order import corrected_logit_shift
 from finetune.settings import HeadConfig
 from finetune.vocabulary import ID_FIELDS
 
@@ -29,9 +30,23 @@ class Scored:
 class CtrModel(nn.Module):
     """Scores encoded impressions."""
 
-    def __init__(self, config: HeadConfig, *, data: CtrData, content: Content | None) -> None:
+    def __init__(
+        self,
+        config: HeadConfig,
+        *,
+        data: CtrData,
+        content: Content | None,
+        negative_rate: float = 1.0,
+    ) -> None:
         super().__init__()
+        self.logit_shift = corrected_logit_shift(negative_rate)
+        """Added to logits that become probabilities; training sees them without it."""
         head = HEADS[config.name]
+        if head.uses_history and data.history_length == 0:
+            raise ValueError(
+                f"history_length: found 0, expected at least 1 for head {config.name}, which reads "
+                "the history; raise it, or choose a head that reads fields alone"
+            )
         width = config.embedding_width if head.uses_fields else 0
         vocabulary = data.vocabulary
         single = [one for one in vocabulary.categorical if one.kind == "categorical"]
@@ -74,7 +89,7 @@ class CtrModel(nn.Module):
         self.eval()
         device = self.fields.bias.device
         parts = [
-            torch.sigmoid(self(batch.to(device)).logit_B.float()).cpu()
+            torch.sigmoid(self(batch.to(device)).logit_B.float() + self.logit_shift).cpu()
             for batch in EvalBatches(table)
         ]
         return torch.cat(parts)

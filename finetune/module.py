@@ -9,6 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
 from finetune.batches import Batch, CtrTable, EvalBatches, TrainBatches
@@ -18,6 +19,8 @@ from finetune.row_adam import RowSparseAdamW, average_over_ranks, clip_norm
 from finetune.settings import TrainConfig
 
 Epoch = dict[str, float]
+
+_TRAIN_AUC_ROWS = 1 << 20  # the latest impressions of an epoch that its training AUC is about
 
 
 class CtrModule(pl.LightningModule):
@@ -54,6 +57,7 @@ class CtrModule(pl.LightningModule):
             epoch=lambda: self.current_epoch,
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,
+            negative_rate=self.config.negative_rate,
         )
 
     def val_dataloader(self) -> EvalBatches:
@@ -73,9 +77,15 @@ class CtrModule(pl.LightningModule):
         whatever the coefficient. `id_l2` penalises the rows a batch touches instead.
         """
         table = self.model.fields.table
+        sparse = table.sparse_gradient
+        strategy = self.trainer.strategy
+        if sparse and not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+            raise ValueError(
+                f"train.id_optimizer: found sparse with {type(strategy).__name__}, expected dense, "
+                "as sparse gradients go through one device or DDP; set train.id_optimizer: dense"
+            )
         of_table = {id(one) for one in table.parameters()}
         dense = [p for p in self.model.parameters() if id(p) not in of_table]
-        sparse = table.sparse_gradient
         groups: list[dict[str, Any]] = [
             {"params": table.tables, "lr": self.config.id_lr, "weight_decay": 0.0},
             {"params": dense, "lr": self.config.lr, "weight_decay": self.config.weight_decay},
@@ -118,6 +128,8 @@ class CtrModule(pl.LightningModule):
         loss = F.binary_cross_entropy_with_logits(scored.logit_B, batch.label_B)
         self._train_logits.append(scored.logit_B.detach())
         self._train_labels.append(batch.label_B)
+        if len(self._train_logits) * len(batch.label_B) > _TRAIN_AUC_ROWS:
+            del self._train_logits[0], self._train_labels[0]
         self.log("train/logloss", loss, on_step=True, on_epoch=False)
         if self.config.id_l2 == 0:
             return loss
@@ -137,7 +149,7 @@ class CtrModule(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect scores; AUC needs all of them."""
-        self._valid_logits.append(self.model(batch).logit_B)
+        self._valid_logits.append(self.model(batch).logit_B + self.model.logit_shift)
 
     def on_validation_epoch_end(self) -> None:
         """AUC and log loss of training so far this epoch and of the validation split."""

@@ -43,7 +43,9 @@ def predict(config: PredictConfig) -> int:
     if content is not None:
         content.restore(run_folder.read_json(config.run_dir / run_folder.CONTENT_FILE))
         features = content.features(data, impressions)
-    model = CtrModel(trained.head, data=data, content=content)
+    model = CtrModel(
+        trained.head, data=data, content=content, negative_rate=trained.train.negative_rate
+    )
     model.load_state_dict(load_file(config.run_dir / run_folder.WEIGHTS_FILE))
     score_N = model.predict(CtrTable(impressions, data.users, data.items, features)).numpy()
     table = given.select(["user_id", "item_id", "time"]).append_column("score", pa.array(score_N))

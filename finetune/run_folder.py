@@ -36,7 +36,7 @@ PREDICTIONS_FILE, WEIGHTS_FILE = "predictions.parquet", "model.safetensors"
 VOCABULARY_FILE, CONTENT_FILE = "vocabulary.json", "content.json"
 
 # Where and how fast a run was made does not change what it found.
-_NOT_IN_FINGERPRINT = ("out_dir", "trainer")
+_NOT_IN_FINGERPRINT = ("out_dir", "trainer", "memory_mb", "cache_dir")
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,10 @@ def read_config(run_dir: Path) -> FitConfig:
     raw = yaml.safe_load(path.read_text())
     head, train = raw.pop("head"), raw.pop("train")
     head = {key: tuple(one) if isinstance(one, list) else one for key, one in head.items()}
-    for key in ("dataset_dir", "embeddings_dir", "released", "out_dir"):
-        raw[key] = Path(raw[key]) if raw[key] is not None else None
+    for key in ("dataset_dir", "embeddings_dir", "released", "out_dir", "cache_dir"):
+        raw[key] = Path(raw[key]) if raw.get(key) is not None else None
+    for key in ("log_features", "item_sequences"):
+        raw[key] = tuple(raw.get(key) or ())
     return FitConfig(
         head=HeadConfig(**head),
         train=TrainConfig(**train),

@@ -145,6 +145,10 @@ class TrainConfig:
     """Share of user and item ids replaced by the unknown id while training, so that the unknown
     id is trained and a head does not lean on ids alone."""
 
+    negative_rate: float = 1.0
+    """Share of the negatives that an epoch trains on, drawn anew for each; predictions are
+    corrected for it (He et al. 2014, section 6.3)."""
+
     grad_clip_norm: float = 10.0
     """Largest gradient norm; 0 switches clipping off."""
 
@@ -156,6 +160,8 @@ class TrainConfig:
             value = getattr(self, key)
             _check(value >= 0, f"train.{key}", value, "0 or more")
         _check(0 <= self.id_dropout < 1, "train.id_dropout", self.id_dropout, "a share in [0, 1)")
+        ok = 0 < self.negative_rate <= 1
+        _check(ok, "train.negative_rate", self.negative_rate, "a share in (0, 1]")
         ok = self.id_epochs is None or self.id_epochs >= 1
         _check(ok, "train.id_epochs", self.id_epochs, "null or at least 1")
 
@@ -212,11 +218,40 @@ class InputConfig:
     min_count: int = 2
     """Training impressions below which a value shares the unknown value's embedding."""
 
+    hash_buckets: dict[str, int] = field(default_factory=dict)
+    """Categorical or multi features, or user_id or item_id, whose values are hashed into so many
+    rows of the table instead of having a vocabulary; values may collide."""
+
+    hash_above: int | None = None
+    """Values above which a vocabulary gives way to hashing into as many rows; null: never."""
+
+    log_features: tuple[str, ...] = ()
+    """Numeric features taken as sign(x) log(1 + |x|) before they are standardised."""
+
+    item_sequences: tuple[str, ...] = ()
+    """Multi features whose values are item ids; they read the embedding rows of the items."""
+
+    memory_mb: int | None = None
+    """Memory for one encoded split; a larger one is kept in files and mapped. null: a quarter of
+    the memory that is free."""
+
+    shuffle_rows: int = 1_048_576
+    """Impressions that an epoch mixes fully; of a larger split, blocks in random order are mixed
+    so many impressions at a time. Bounds what is held of a mapped split."""
+
+    cache_dir: Path | None = None
+    """Folder for encoded splits that are mapped; null: $TRIPTYCH_CACHE or ~/.cache/triptych."""
+
     def __post_init__(self) -> None:
         _check(self.history_length >= 0, "history_length", self.history_length, "0 or more")
-        for key in ("multi_length", "min_count"):
+        for key in ("multi_length", "min_count", "shuffle_rows"):
             value = getattr(self, key)
             _check(value >= 1, key, value, "at least 1")
+        for key in ("hash_above", "memory_mb"):
+            value = getattr(self, key)
+            _check(value is None or value >= 1, key, value, "null or at least 1")
+        for name, buckets in self.hash_buckets.items():
+            _check(buckets >= 1, f"hash_buckets.{name}", buckets, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

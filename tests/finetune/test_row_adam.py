@@ -95,7 +95,9 @@ def test_ten_steps_equal_a_slow_twin_over_dense_gradients() -> None:
 def test_torchs_own_sparse_adam_takes_the_same_steps() -> None:
     ours, theirs = build(sparse=True), build(sparse=True)
     optimizers = [
-        RowSparseAdamW([{"params": ours.tables, "lr": 0.05, "weight_decay": 0, "row_sparse": True}]),
+        RowSparseAdamW(
+            [{"params": ours.tables, "lr": 0.05, "weight_decay": 0, "row_sparse": True}]
+        ),
         torch.optim.SparseAdam(theirs.tables, lr=0.05),
     ]
     for rows_n, weight_nE in batches(5):
@@ -138,7 +140,9 @@ def test_dense_groups_take_adamws_steps() -> None:
 
 def test_weight_decay_of_a_row_sparse_table_is_refused() -> None:
     with pytest.raises(ValueError, match=r"found 0\.1, expected 0"):
-        RowSparseAdamW([{"params": build(sparse=True).tables, "weight_decay": 0.1, "row_sparse": 1}])
+        RowSparseAdamW(
+            [{"params": build(sparse=True).tables, "weight_decay": 0.1, "row_sparse": 1}]
+        )
 
 
 def test_clipping_counts_sparse_and_dense_gradients_together() -> None:
