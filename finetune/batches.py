@@ -62,7 +62,7 @@ class CtrTable:
     def batch(self, rows_B: Tensor) -> Batch:
         """The impressions at these positions."""
         one = self.impressions
-        user_B, item_B = one.user_N[rows_B], one.item_N[rows_B]
+        item_B = one.item_N[rows_B]
         numeric_BK = one.numeric_NK[rows_B]
         user_vector_BW = None
         if self.content is not None:
@@ -70,10 +70,10 @@ class CtrTable:
             numeric_BK = torch.cat([numeric_BK, similarity_BS], dim=1)
             user_vector_BW = self.content.user_vectors(rows_B)
         return Batch(
-            ids_BF=one.ids_NF[rows_B],
+            ids_BF=one.ids_NF.index_select(0, rows_B),
             numeric_BK=numeric_BK,
             multi=[
-                *(table_RM[user_B] for table_RM in self.users.multi),
+                *(table_RM[one.user_N[rows_B]] for table_RM in self.users.multi),
                 *(table_RM[item_B] for table_RM in self.items.multi),
                 *(rows_NM[rows_B] for rows_NM in one.multi),
             ],

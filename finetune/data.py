@@ -78,6 +78,8 @@ class Impressions:
 
     def history_rows(self, rows_B: Tensor) -> Tensor:
         """int32 rows [B, L] of the latest positive items strictly before, -1 at the end."""
+        if self.histories.length == 0:
+            return torch.empty(len(rows_B), 0, dtype=torch.int32)
         return self.histories.rows(self.user_N[rows_B], self.history_end_N[rows_B])
 
     @cached_property

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from data_prep.dataset import Dataset, open_dataset
 from finetune import run_folder
+from finetune.allocator import keep_freed_memory
 from finetune.batches import CtrTable
 from finetune.content import Content, open_content
 from finetune.data import CtrData, Impressions
@@ -66,6 +67,7 @@ def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
     Returns what metrics.json holds.
     """
     started = time.monotonic()
+    keep_freed_memory()
     inputs = inputs or Inputs.open(config)
     content, train, valid = inputs.tables(config)
     _quiet_lightning()
@@ -102,6 +104,7 @@ def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
         "valid": module.history[best_epoch - 1],
         "best_epoch": best_epoch,
         "epochs": len(module.history),
+        "train_impressions": len(train),
         "test_opened": inputs.data.test_opened - opened_before,
         "parameters": sum(p.numel() for p in model.parameters()),
         "provenance": provenance(config, inputs.dataset, content=content),

@@ -51,7 +51,13 @@ class _RowSparseLookup(torch.autograd.Function):
     def forward(ctx: Any, rows_n: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN401
         ctx.save_for_backward(rows_n)
         ctx.shapes = [table_VE.shape for table_VE in tables]
-        return tuple(table_VE.index_select(0, rows_n) for table_VE in tables)
+        return tuple(
+            # Of one column, the copy of numbers is three times as fast as the copy of rows.
+            table_VE.view(-1).index_select(0, rows_n)[:, None]
+            if table_VE.shape[1] == 1
+            else table_VE.index_select(0, rows_n)
+            for table_VE in tables
+        )
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: ANN401

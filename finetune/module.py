@@ -4,6 +4,7 @@ Shapes: B impressions of a batch.
 """
 
 import math
+import time
 from typing import Any
 
 import pytorch_lightning as pl
@@ -38,6 +39,7 @@ class CtrModule(pl.LightningModule):
         self.history: list[Epoch] = []
         self._train_logits: list[Tensor] = []
         self._train_labels: list[Tensor] = []
+        self._clocks = self._spent = (0.0, 0.0)
         self._valid_logits: list[Tensor] = []
         model.fields.sums_squares = config.id_l2 > 0
         table = model.fields.table
@@ -116,7 +118,8 @@ class CtrModule(pl.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_train_epoch_start(self) -> None:
-        """Freeze the embedding table once it has had its epochs."""
+        """Start the clocks; freeze the embedding table once it has had its epochs."""
+        self._clocks = (time.perf_counter(), time.process_time())
         limit = self.config.id_epochs
         if limit is not None and self.current_epoch >= limit:
             self.trainer.optimizers[0].param_groups[0]["lr"] = 0.0
@@ -135,6 +138,22 @@ class CtrModule(pl.LightningModule):
             return loss
         penalty: Tensor = self.config.id_l2 * scored.id_square_sum / len(batch.label_B)
         return loss + penalty
+
+    def on_validation_start(self) -> None:
+        """Stop the clocks: validation has its own time."""
+        self._spent = (
+            time.perf_counter() - self._clocks[0],
+            time.process_time() - self._clocks[1],
+        )
+
+    def _speed(self) -> Epoch:
+        """What an impression of this epoch has cost this process."""
+        num = self.trainer.num_training_batches * self.config.batch_size / self.trainer.world_size
+        wall, cpu = self._spent
+        return {
+            "train/impressions_per_second": num / wall,
+            "train/cpu_us_per_impression": cpu / num * 1e6,
+        }
 
     def _drop_ids(self, batch: Batch) -> Batch:
         """Replace some user and item ids by the unknown id, as for new users and items."""
@@ -165,6 +184,7 @@ class CtrModule(pl.LightningModule):
             train_label = torch.cat(self._train_labels).cpu().numpy()
             row["train/auc"] = auc(train_label, train_score)
             row["train/logloss"] = log_loss(train_label, train_score)
+            row |= self._speed()
         row["val/auc"] = auc(label, score)
         row["val/gauc"] = gauc(user, label, score_N=score).value
         row["val/logloss"] = log_loss(label, score)

@@ -93,8 +93,10 @@ def coalesced(grad: Tensor) -> Tensor:
     That of a single reading has them so already, though autograd forgets to say so.
     """
     rows_n = grad._indices()[0]
-    if grad.is_coalesced() or bool((rows_n[1:] > rows_n[:-1]).all()):
+    if grad.is_coalesced():
         return grad
+    if bool((rows_n[1:] > rows_n[:-1]).all()):
+        return grad._coalesced_(True)
     distinct = DistinctRows.of(rows_n)
     return sparse_rows(distinct.rows_U[None], distinct.sum(grad._values()), grad.shape)
 

@@ -11,8 +11,26 @@ import pytest
 import torch
 
 BENCH = Path(__file__).parent / "bench"
-SCRIPTS = ("shard_items", "load_items", "triples_bytes", "loss_memory", "dedup_step", "debias")
-CASES = ("shard_cases", "load_cases", "load_sources", "shop_dataset", "loss_cases", "dedup_cases")
+SCRIPTS = (
+    "shard_items",
+    "load_items",
+    "triples_bytes",
+    "loss_memory",
+    "dedup_step",
+    "debias",
+    "ctr_speed",
+)
+CASES = (
+    "shard_cases",
+    "load_cases",
+    "load_sources",
+    "shop_dataset",
+    "loss_cases",
+    "dedup_cases",
+    "ctr_world",
+    "ctr_speed_cases",
+    "ctr_fuxictr",
+)
 
 
 @pytest.fixture(autouse=True)
