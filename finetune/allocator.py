@@ -1,7 +1,7 @@
 """Memory that a step frees is kept for the next one.
 
 A step of a large batch makes and frees the same few megabytes again and again. glibc hands such
-blocks back to the kernel, which clears each page anew when it comes again: a tenth of a step's time.
+blocks back to the kernel, which clears each page anew when it comes again: up to a tenth of a step.
 """
 
 import ctypes

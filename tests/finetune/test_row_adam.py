@@ -1,14 +1,19 @@
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.multiprocessing as mp
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from finetune.id_table import DistinctRows, IdTable
 from finetune.row_adam import RowSparseAdamW, average_over_ranks, clip_norm, coalesced
 
+ROOT = Path(__file__).parents[2]
 ROWS, WIDTH = 30, 4
 
 
@@ -206,3 +211,26 @@ def test_ranks_average_the_rows_that_each_read(tmp_path: Path) -> None:
         expected += table.weight.grad / 2
     for rank in range(2):
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected)
+
+
+@pytest.mark.ranks
+def test_two_ranks_with_row_sparse_ids_give_the_weights_of_one(
+    toy_dataset: Path, tmp_path: Path
+) -> None:
+    command = ["--dataset_dir", str(toy_dataset), "--history_length", "8"]
+    command += ["--head.name", "deepfm", "--head.embedding_width", "4", "--head.hidden", "[8]"]
+    command += ["--head.dropout", "0", "--train.id_dropout", "0", "--train.batch_size", "256"]
+    command += ["--train.max_epochs", "2", "--trainer.accelerator", "cpu"]
+    command += ["--trainer.progress", "none"]
+    found = []
+    for ranks in (1, 2):
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        launch += ["--nproc_per_node", str(ranks), "-m", "finetune", "fit", *command]
+        launch += ["--out_dir", str(tmp_path / str(ranks)), "--trainer.devices", str(ranks)]
+        launch += ["--trainer.strategy", "ddp"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(launch, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        found.append(load_file(tmp_path / str(ranks) / "model.safetensors"))
+    assert found[0]["fields.table.weight"].std() > 0
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
