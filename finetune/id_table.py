@@ -90,12 +90,18 @@ class IdTable(nn.Module):
 
     def __init__(self, num_rows: int, width: int, *, first_order: bool) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_rows, width).normal_(std=INIT_STD))
+        self.weight = nn.Parameter(torch.empty(num_rows, width))
         self.first_order: nn.Parameter | None = None
         if first_order:
-            self.first_order = nn.Parameter(torch.empty(num_rows, 1).normal_(std=INIT_STD))
+            self.first_order = nn.Parameter(torch.empty(num_rows, 1))
+        self.reset()
         self.sparse_gradient = False
         """Whether gradients are sparse; their optimiser must know."""
+
+    def reset(self) -> None:
+        """Draw every vector and weight anew."""
+        for table_VE in self.tables:
+            nn.init.normal_(table_VE, std=INIT_STD)
 
     @property
     def tables(self) -> list[nn.Parameter]:

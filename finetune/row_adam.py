@@ -20,19 +20,12 @@ from finetune.id_table import DistinctRows, sparse_rows
 
 
 class RowSparseAdamW(torch.optim.AdamW):
-    """AdamW whose groups with `row_sparse: True` hold tables with sparse gradients.
+    """AdamW, lazy for parameters whose gradient is sparse.
 
-    Such a group has no weight decay, which would walk the whole table.
+    Those are tables; their group has no weight decay, which would walk all of them.
     """
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
-        for group in groups:
-            group.setdefault("row_sparse", False)
-            if group["row_sparse"] and group.get("weight_decay"):
-                raise ValueError(
-                    f"weight_decay of a row-sparse table: found {group['weight_decay']}, expected "
-                    "0, as it would walk the whole table; use train.id_l2"
-                )
         super().__init__(groups, fused=True)
         self._step_supports_amp_scaling = False  # a scaler then unscales gradients by itself
 
@@ -44,16 +37,20 @@ class RowSparseAdamW(torch.optim.AdamW):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            if group["row_sparse"]:
-                for table_VE in group["params"]:
-                    if table_VE.grad is not None:
-                        self._step_rows(table_VE, group)
-                        table_VE.grad = None
+            for table_VE in group["params"]:
+                if table_VE.grad is not None and table_VE.grad.is_sparse:
+                    self._step_rows(table_VE, group)
+                    table_VE.grad = None
         super().step()
         return loss
 
     def _step_rows(self, table_VE: nn.Parameter, group: dict[str, Any]) -> None:
         """Gather the rows read and their moments, step, put them back."""
+        if group["weight_decay"]:
+            raise ValueError(
+                f"weight_decay of a table with sparse gradients: found {group['weight_decay']}, "
+                "expected 0, as it would walk the whole table; use train.id_l2"
+            )
         assert table_VE.grad is not None
         grad = coalesced(table_VE.grad)
         rows_U, grad_UE = grad._indices()[0], grad._values()

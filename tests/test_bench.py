@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-BENCH = Path(__file__).parent / "bench"
 SCRIPTS = (
     "shard_items",
     "load_items",
@@ -19,6 +18,7 @@ SCRIPTS = (
     "dedup_step",
     "debias",
     "ctr_speed",
+    "ctr_ladder",
 )
 CASES = (
     "shard_cases",
@@ -31,12 +31,6 @@ CASES = (
     "ctr_speed_cases",
     "ctr_fuxictr",
 )
-
-
-@pytest.fixture(autouse=True)
-def bench_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """tests/bench is a folder of scripts, not a package."""
-    monkeypatch.syspath_prepend(str(BENCH))
 
 
 @pytest.fixture

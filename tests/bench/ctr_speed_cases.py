@@ -118,7 +118,7 @@ def measure_bare(case: SpeedCase, *, batches_only: bool) -> None:
     of_table = {id(one) for one in ids.parameters()}
     optimizer = RowSparseAdamW(
         [
-            {"params": ids.tables, "lr": LR, "weight_decay": 0.0, "row_sparse": True},
+            {"params": ids.tables, "lr": LR, "weight_decay": 0.0},
             {
                 "params": [p for p in model.parameters() if id(p) not in of_table],
                 "lr": LR,

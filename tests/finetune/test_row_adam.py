@@ -82,9 +82,7 @@ def test_readings_of_two_batches_add_up() -> None:
 
 def test_ten_steps_equal_a_slow_twin_over_dense_gradients() -> None:
     sparse, dense = build(sparse=True), build(sparse=False)
-    optimizer = RowSparseAdamW(
-        [{"params": sparse.tables, "lr": 0.05, "weight_decay": 0.0, "row_sparse": True}]
-    )
+    optimizer = RowSparseAdamW([{"params": sparse.tables, "lr": 0.05, "weight_decay": 0.0}])
     moments = [(torch.zeros_like(one), torch.zeros_like(one)) for one in dense.tables]
     for step, (rows_n, weight_nE) in enumerate(batches(10), start=1):
         loss_of(sparse, rows_n, weight_nE).backward()
@@ -100,9 +98,7 @@ def test_ten_steps_equal_a_slow_twin_over_dense_gradients() -> None:
 def test_torchs_own_sparse_adam_takes_the_same_steps() -> None:
     ours, theirs = build(sparse=True), build(sparse=True)
     optimizers = [
-        RowSparseAdamW(
-            [{"params": ours.tables, "lr": 0.05, "weight_decay": 0, "row_sparse": True}]
-        ),
+        RowSparseAdamW([{"params": ours.tables, "lr": 0.05, "weight_decay": 0}]),
         torch.optim.SparseAdam(theirs.tables, lr=0.05),
     ]
     for rows_n, weight_nE in batches(5):
@@ -117,7 +113,7 @@ def test_torchs_own_sparse_adam_takes_the_same_steps() -> None:
 def test_rows_that_no_batch_read_stand_still() -> None:
     table = build(sparse=True)
     before = table.weight.detach().clone()
-    optimizer = RowSparseAdamW([{"params": table.tables, "weight_decay": 0, "row_sparse": True}])
+    optimizer = RowSparseAdamW([{"params": table.tables, "weight_decay": 0}])
     read = torch.zeros(ROWS, dtype=torch.bool)
     for rows_n, weight_nE in batches(3):
         loss_of(table, rows_n, weight_nE).backward()
@@ -144,10 +140,12 @@ def test_dense_groups_take_adamws_steps() -> None:
 
 
 def test_weight_decay_of_a_row_sparse_table_is_refused() -> None:
+    table = build(sparse=True)
+    optimizer = RowSparseAdamW([{"params": table.tables, "weight_decay": 0.1}])
+    ((rows_n, weight_nE),) = batches(1)
+    loss_of(table, rows_n, weight_nE).backward()
     with pytest.raises(ValueError, match=r"found 0\.1, expected 0"):
-        RowSparseAdamW(
-            [{"params": build(sparse=True).tables, "weight_decay": 0.1, "row_sparse": 1}]
-        )
+        optimizer.step()
 
 
 def test_clipping_counts_sparse_and_dense_gradients_together() -> None:
@@ -171,7 +169,7 @@ def test_clipping_counts_sparse_and_dense_gradients_together() -> None:
 def test_a_saved_optimiser_goes_on_alike() -> None:
     def fresh() -> tuple[IdTable, RowSparseAdamW]:
         table = build(sparse=True)
-        groups = [{"params": table.tables, "lr": 0.05, "weight_decay": 0, "row_sparse": True}]
+        groups = [{"params": table.tables, "lr": 0.05, "weight_decay": 0}]
         return table, RowSparseAdamW(groups)
 
     def train(table: IdTable, optimizer: RowSparseAdamW, steps: slice) -> None:
