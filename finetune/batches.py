@@ -7,7 +7,7 @@ Shapes: N impressions, B impressions of a batch.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ class Batch:
     label_B: Tensor
     user_vector_BW: Tensor | None
     """The user's content vector; None on the rung `none`."""
+    outcomes: dict[str, Tensor] = field(default_factory=dict)
+    """Per name [B]: further labels, position, propensity, treatment; never an input."""
 
     def to(self, device: torch.device) -> "Batch":
         """On another device; Lightning moves batches by this name."""
@@ -43,6 +45,7 @@ class Batch:
             history_BL=self.history_BL.to(device),
             label_B=self.label_B.to(device),
             user_vector_BW=None if vector_BW is None else vector_BW.to(device),
+            outcomes={name: values_B.to(device) for name, values_B in self.outcomes.items()},
         )
 
 
@@ -80,6 +83,7 @@ class CtrTable:
             history_BL=one.history_NL[rows_B],
             label_B=one.label_N[rows_B],
             user_vector_BW=user_vector_BW,
+            outcomes={name: values_N[rows_B] for name, values_N in one.outcomes.items()},
         )
 
 

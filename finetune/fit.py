@@ -5,6 +5,7 @@ import logging
 import tempfile
 import time
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,10 +22,12 @@ from finetune import run_folder
 from finetune.batches import CtrTable
 from finetune.content import Content, open_content
 from finetune.data import CtrData, Impressions
+from finetune.evaluation import evaluate
 from finetune.model import CtrModel
-from finetune.module import CtrModule
+from finetune.module import MONITOR, CtrModule
+from finetune.objective import Objective
 from finetune.settings import FitConfig, InputConfig
-from finetune.slices import slice_masks, slice_metrics
+from finetune.tasks import as_json, learn_tasks
 from pretrain.look_ahead import looks_ahead
 
 logger = logging.getLogger(__name__)
@@ -70,8 +73,12 @@ def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
     content, train, valid = inputs.tables(config)
     _quiet_lightning()
     torch.manual_seed(config.seed)
-    model = CtrModel(config.head, data=inputs.data, content=content)
-    module = CtrModule(model, config.train, train=train, valid=valid, seed=config.seed)
+    tasks = learn_tasks(config.tasks, inputs.data)
+    model = CtrModel(config.head, data=inputs.data, content=content, tasks=tasks)
+    objective = Objective(config, data=inputs.data, tasks=tasks)
+    module = CtrModule(
+        model, config.train, objective=objective, train=train, valid=valid, seed=config.seed
+    )
     config.out_dir.mkdir(parents=True, exist_ok=True)
     (config.out_dir / run_folder.METRICS_FILE).unlink(missing_ok=True)
     best_epoch = _train(module, config)
@@ -79,21 +86,16 @@ def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
     opened_before = inputs.data.test_opened
     test = inputs.data.open_test()
     features = content.features(inputs.data, test) if content else None
-    score_N = model.predict(CtrTable(test, inputs.data.users, inputs.data.items, features)).numpy()
-    figures, counts = slice_metrics(
-        test.user_N.numpy(),
-        test.label_N.numpy(),
-        score_N=score_N,
-        masks=slice_masks(inputs.dataset, test.user_N.numpy(), test.item_N.numpy()),
-    )
+    predicted = model.predictions(CtrTable(test, inputs.data.users, inputs.data.items, features))
+    tested = evaluate(tasks, test, predicted, dataset=inputs.dataset)
     record = {
         "run_version": run_folder.RUN_VERSION,
         "fingerprint": run_folder.fingerprint(config),
         "rung": config.rung,
         "seed": config.seed,
         "head": config.head.name,
-        "test": figures,
-        "counts": counts,
+        "test": tested.figures,
+        "counts": tested.counts,
         "valid": module.history[best_epoch - 1],
         "best_epoch": best_epoch,
         "epochs": len(module.history),
@@ -101,9 +103,12 @@ def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in model.parameters()),
         "provenance": provenance(config, inputs.dataset, content=content),
         "seconds": round(time.monotonic() - started, 2),
+        **tested.of_tasks,
+        **objective.learnt(),
     }
     _write(config, inputs, model=model, content=content, history=module.history)
-    table = predictions_table(inputs.dataset, test, score_N)
+    run_folder.write_json(as_json(tasks), config.out_dir / run_folder.TASKS_FILE)
+    table = predictions_table(inputs.dataset, test, tested.columns)
     run_folder.write_predictions(table, config.out_dir / run_folder.PREDICTIONS_FILE)
     run_folder.write_json(record, config.out_dir / run_folder.METRICS_FILE)
     return record
@@ -113,9 +118,9 @@ def _train(module: CtrModule, config: FitConfig) -> int:
     """Train until validation AUC stops rising, restore the best weights; returns their epoch."""
     with tempfile.TemporaryDirectory(dir=config.out_dir, prefix=".checkpoints-") as folder:
         best = ModelCheckpoint(
-            folder, monitor="val/auc", mode="max", save_top_k=1, save_weights_only=True
+            folder, monitor=MONITOR, mode="max", save_top_k=1, save_weights_only=True
         )
-        stop = EarlyStopping("val/auc", mode="max", patience=config.train.patience)
+        stop = EarlyStopping(MONITOR, mode="max", patience=config.train.patience)
         callbacks: list[Callback] = [best, stop]
         if config.trainer.progress == "rich":
             callbacks.append(RichProgressBar())
@@ -137,21 +142,20 @@ def _train(module: CtrModule, config: FitConfig) -> int:
         trainer = pl.Trainer(**(arguments | config.trainer.extra))
         trainer.fit(module)
         module.load_best(torch.load(best.best_model_path, weights_only=True, map_location="cpu"))
-    values = [row["val/auc"] for row in module.history]
+    values = [row[MONITOR] for row in module.history]
     return int(np.argmax(values)) + 1
 
 
 def predictions_table(
-    dataset: Dataset, impressions: Impressions, score_N: NDArray[np.float32]
+    dataset: Dataset, impressions: Impressions, columns: Mapping[str, NDArray[np.float32]]
 ) -> pa.Table:
-    """Scores beside the ids they belong to."""
+    """Labels and scores beside the ids they belong to."""
     return pa.table(
         {
             "user_id": dataset.users["user_id"].take(pa.array(impressions.user_N.numpy())),
             "item_id": dataset.items["item_id"].take(pa.array(impressions.item_N.numpy())),
             "time": impressions.time_N.numpy(),
-            "label": impressions.label_N.numpy(),
-            "score": score_N,
+            **columns,
         }
     )
 

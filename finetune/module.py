@@ -8,14 +8,17 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from finetune.batches import Batch, CtrTable, EvalBatches, TrainBatches
-from finetune.metrics import auc, gauc, log_loss
+from finetune.metrics import auc, log_loss
 from finetune.model import CtrModel
+from finetune.objective import Objective, batch_label
 from finetune.settings import TrainConfig
+from finetune.task_metrics import all_figures, monitored
 
+MONITOR = "val/monitor"
+"""Of a run on the click alone its AUC; see `monitored`."""
 Epoch = dict[str, float]
 
 
@@ -23,10 +26,18 @@ class CtrModule(pl.LightningModule):
     """Trains a `CtrModel`; `history` holds a row of figures an epoch."""
 
     def __init__(
-        self, model: CtrModel, config: TrainConfig, *, train: CtrTable, valid: CtrTable, seed: int
+        self,
+        model: CtrModel,
+        config: TrainConfig,
+        *,
+        objective: Objective,
+        train: CtrTable,
+        valid: CtrTable,
+        seed: int,
     ) -> None:
         super().__init__()
         self.model = model
+        self.objective = objective
         self.config = config
         self.train_table = train
         self.valid_table = valid
@@ -34,7 +45,7 @@ class CtrModule(pl.LightningModule):
         self.history: list[Epoch] = []
         self._train_logits: list[Tensor] = []
         self._train_labels: list[Tensor] = []
-        self._valid_logits: list[Tensor] = []
+        self._valid_outputs: list[Tensor] = []
 
     def train_dataloader(self) -> TrainBatches:
         """This rank's batches; the order follows from seed and epoch."""
@@ -64,12 +75,17 @@ class CtrModule(pl.LightningModule):
         whatever the coefficient. `id_l2` penalises the rows a batch touches instead. Row-sparse
         updates come with issue 5.
         """
-        table = self.model.fields.table.weight
-        dense = [p for p in self.model.parameters() if p is not table]
+        tables = [self.model.fields.table.weight, *self.objective.tables]
+        ids = {id(table) for table in tables}
+        dense = [p for p in self.model.parameters() if id(p) not in ids]
+        # Places and variances are few, and zero says something: no decay.
+        beside = [p for p in self.objective.parameters() if id(p) not in ids]
         groups = [
-            {"params": [table], "lr": self.config.id_lr, "weight_decay": 0.0},
+            {"params": tables, "lr": self.config.id_lr, "weight_decay": 0.0},
             {"params": dense, "lr": self.config.lr, "weight_decay": self.config.weight_decay},
         ]
+        if beside:
+            groups.append({"params": beside, "lr": self.config.lr, "weight_decay": 0.0})
         return torch.optim.AdamW(groups, fused=True)
 
     def on_train_epoch_start(self) -> None:
@@ -79,15 +95,19 @@ class CtrModule(pl.LightningModule):
             self.trainer.optimizers[0].param_groups[0]["lr"] = 0.0
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Log loss plus the penalty of the ids that were read."""
+        """The objective's loss plus the penalty of the ids that were read."""
         batch = self._drop_ids(batch)
-        scored = self.model(batch)
-        loss = F.binary_cross_entropy_with_logits(scored.logit_B, batch.label_B)
-        self._train_logits.append(scored.logit_B.detach())
-        self._train_labels.append(batch.label_B)
-        self.log("train/logloss", loss, on_step=True, on_epoch=False)
-        penalty: Tensor = self.config.id_l2 * scored.id_square_sum / len(batch.label_B)
-        return loss + penalty
+        step = self.objective(self.model, batch)
+        first = self.model.tasks[0]
+        if first.is_binary and not self.model.has_arms:
+            self._train_logits.append(step.scored.logit_B.detach())
+            self._train_labels.append(batch_label(batch, first.name))
+        self.log("train/loss", step.loss, on_step=True, on_epoch=False)
+        for name, value in step.task_losses.items():
+            self.log(f"train/{name}/loss", value, on_step=True, on_epoch=False)
+        penalty: Tensor = self.config.id_l2 * step.scored.id_square_sum / len(batch.label_B)
+        loss: Tensor = step.loss + penalty
+        return loss
 
     def _drop_ids(self, batch: Batch) -> Batch:
         """Replace some user and item ids by the unknown id, as for new users and items."""
@@ -102,25 +122,27 @@ class CtrModule(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect scores; AUC needs all of them."""
-        self._valid_logits.append(self.model(batch).logit_B)
+        self._valid_outputs.append(self.model(batch).output_BO)
 
     def on_validation_epoch_end(self) -> None:
-        """AUC and log loss of training so far this epoch and of the validation split."""
-        score = torch.sigmoid(torch.cat(self._valid_logits).float()).cpu().numpy()
-        self._valid_logits.clear()
+        """Figures of training so far this epoch and of the validation split."""
+        output_NO = torch.cat(self._valid_outputs).float().cpu()
+        self._valid_outputs.clear()
         if self.trainer.sanity_checking:
             return
-        label = self.valid_table.impressions.label_N.numpy()
-        user = self.valid_table.impressions.user_N.numpy()
         row: Epoch = {"epoch": float(self.current_epoch + 1)}
         if self._train_logits:
             train_score = torch.sigmoid(torch.cat(self._train_logits).float()).cpu().numpy()
             train_label = torch.cat(self._train_labels).cpu().numpy()
             row["train/auc"] = auc(train_label, train_score)
             row["train/logloss"] = log_loss(train_label, train_score)
-        row["val/auc"] = auc(label, score)
-        row["val/gauc"] = gauc(user, label, score_N=score).value
-        row["val/logloss"] = log_loss(label, score)
+        tasks = self.model.tasks
+        figures = all_figures(tasks, self.valid_table.impressions, self.model.read(output_NO))
+        row |= {f"val/{name}": value for name, value in figures[tasks[0].name].items()}
+        if len(figures) > 1:
+            for task, values in figures.items():
+                row |= {f"val/{task}/{name}": value for name, value in values.items()}
+        row[MONITOR] = monitored(tasks, figures, self.config.monitor)
         self._train_logits.clear()
         self._train_labels.clear()
         self.history.append(row)
@@ -132,10 +154,11 @@ class CtrModule(pl.LightningModule):
             },
             prog_bar=True,
         )
-        if math.isnan(row["val/auc"]):
+        if math.isnan(row[MONITOR]):
             raise ValueError(
-                "validation AUC is not a number: the validation split has clicks only or none; "
-                "move the cut-offs and re-run python -m data_prep shard"
+                "validation AUC is not a number: the validation split has clicks only or none of "
+                f"{self.config.monitor or [task.name for task in tasks]}; move the cut-offs and "
+                "re-run python -m data_prep shard"
             )
 
     def load_best(self, checkpoint: dict[str, Any]) -> None:

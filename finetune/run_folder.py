@@ -4,9 +4,11 @@ run/
   config.yaml          resolved settings
   metrics.json         figures on test, counts, provenance; written last: with it a run is finished
   history.csv          a row of figures an epoch
-  predictions.parquet  user_id, item_id, time, label, score of the test split
+  predictions.parquet  user_id, item_id, time, label, score of the test split; of further tasks
+                       label_NAME and score_NAME
   model.safetensors    weights of the best epoch, without frozen item vectors
   vocabulary.json      values of every field
+  tasks.json           labels that were learnt, and their scales
   content.json         mean and spread of the rung's similarities (no file on `none`)
 """
 
@@ -29,11 +31,12 @@ from numpy.typing import NDArray
 from data_prep.folders import open_folder
 from data_prep.records import MANIFEST_FILE, replace_file
 from finetune.settings import FitConfig, HeadConfig, TrainConfig, TrainerConfig
+from finetune.task_settings import DebiasConfig, PositionConfig, TaskConfig
 
 RUN_VERSION = 1
 CONFIG_FILE, METRICS_FILE, HISTORY_FILE = "config.yaml", "metrics.json", "history.csv"
 PREDICTIONS_FILE, WEIGHTS_FILE = "predictions.parquet", "model.safetensors"
-VOCABULARY_FILE, CONTENT_FILE = "vocabulary.json", "content.json"
+VOCABULARY_FILE, CONTENT_FILE, TASKS_FILE = "vocabulary.json", "content.json", "tasks.json"
 
 # Where and how fast a run was made does not change what it found.
 _NOT_IN_FINGERPRINT = ("out_dir", "trainer")
@@ -134,6 +137,10 @@ def read_config(run_dir: Path) -> FitConfig:
     raw = yaml.safe_load(path.read_text())
     head, train = raw.pop("head"), raw.pop("train")
     head = {key: tuple(one) if isinstance(one, list) else one for key, one in head.items()}
+    for key, settings in (("debias", DebiasConfig), ("position", PositionConfig)):
+        if key in train:
+            train[key] = settings(**train[key])
+    raw["tasks"] = {name: TaskConfig(**task) for name, task in raw.get("tasks", {}).items()}
     for key in ("dataset_dir", "embeddings_dir", "released", "out_dir"):
         raw[key] = Path(raw[key]) if raw[key] is not None else None
     return FitConfig(

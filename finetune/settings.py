@@ -7,26 +7,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from finetune.setting_checks import check as _check
+from finetune.task_settings import DebiasConfig, PositionConfig, TaskConfig, TaskWeights
+
 Rung = Literal["none", "noise", "raw", "aligned"]
 HeadName = Literal[
     "lr", "fm", "deepfm", "pnn", "dcnv2", "xdeepfm", "finalmlp", "autoint", "din", "dien", "bst"
 ]
-
-
-def _check(ok: bool, key: str, found: object, expected: str) -> None:
-    if not ok:
-        raise ValueError(f"{key}: found {found}, expected {expected}; correct it in the config")
+TaskHeadName = Literal["shared_bottom", "mmoe", "ple", "esmm", "two_arms"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
     """The network that turns fields into a click probability."""
 
-    name: HeadName = "din"
+    name: HeadName | TaskHeadName = "din"
     """Fields alone: lr, fm (Rendle 2010), deepfm (Guo et al. 2017), pnn (Qu et al. 2016), dcnv2
     (Wang et al. 2021), xdeepfm (Lian et al. 2018), finalmlp (Mao et al. 2023), autoint (Song et
     al. 2019). Also the history, item by item: din (Zhou et al. 2018), dien (Zhou et al. 2019),
-    bst (Chen et al. 2019)."""
+    bst (Chen et al. 2019). Several labels (`tasks`): shared_bottom (Caruana 1997), mmoe (Ma et al.
+    2018), ple (Tang et al. 2020), esmm (a click and what follows it, Ma et al. 2018). two_arms: a
+    treatment's uplift (TARNet, Shalit et al. 2017)."""
 
     embedding_width: int = 16
     """Width of one field's vector; every head but lr. bst: a multiple of num_heads."""
@@ -53,7 +54,16 @@ class HeadConfig:
     """dcnv2: rank of the experts whose mixture stands for a full matrix; null: the full matrix."""
 
     num_experts: int = 4
-    """dcnv2: experts of a mixture."""
+    """dcnv2: experts of a mixture. mmoe, ple: experts that tasks share, `hidden` their widths."""
+
+    task_experts: int = 2
+    """ple: experts of each task's own, a layer."""
+
+    extraction_layers: int = 1
+    """ple: layers of experts, each over the last one's."""
+
+    tower_hidden: tuple[int, ...] = (32,)
+    """shared_bottom, mmoe, ple, esmm, two_arms: widths of each task's, or arm's, own layers."""
 
     cin_hidden: tuple[int, ...] = (16, 16)
     """xdeepfm: feature maps of the compressed interaction network's layers."""
@@ -81,13 +91,22 @@ class HeadConfig:
     """bst: layers of the transformer."""
 
     def __post_init__(self) -> None:
-        for key in ("hidden", "cin_hidden", "second_hidden", "gate_hidden", "attention_hidden"):
+        for key in (
+            "hidden",
+            "cin_hidden",
+            "second_hidden",
+            "gate_hidden",
+            "attention_hidden",
+            "tower_hidden",
+        ):
             widths = getattr(self, key) or ()
             _check(all(h > 0 for h in widths), f"head.{key}", widths, "positive widths")
         for key in (
             "embedding_width",
             "cross_layers",
             "num_experts",
+            "task_experts",
+            "extraction_layers",
             "attention_layers",
             "attention_width",
             "num_heads",
@@ -143,6 +162,18 @@ class TrainConfig:
 
     grad_clip_norm: float = 10.0
     """Largest gradient norm; 0 switches clipping off."""
+
+    monitor: str | None = None
+    """Task whose validation AUC, or normalised Gini, says when to stop; null: the mean over all."""
+
+    task_weights: TaskWeights = "fixed"
+    """uncertainty: tasks are weighed by learnt variances (Kendall et al. 2018)."""
+
+    debias: DebiasConfig = field(default_factory=DebiasConfig)
+    """Losses that undo what the log's selection does."""
+
+    position: PositionConfig = field(default_factory=PositionConfig)
+    """Position as a bias."""
 
     def __post_init__(self) -> None:
         for key in ("batch_size", "max_epochs", "patience", "lr", "id_lr"):
@@ -206,6 +237,10 @@ class InputConfig:
 
     min_count: int = 2
     """Training impressions below which a value shares the unknown value's embedding."""
+
+    tasks: dict[str, TaskConfig] = field(default_factory=dict)
+    """Labels to learn, by name, such as {label: {}, is_like: {weight: 2}}; reports are about the
+    first one. Empty: the click alone, which is called `label`."""
 
     def __post_init__(self) -> None:
         for key in ("history_length", "multi_length", "min_count"):
@@ -284,7 +319,7 @@ class PredictConfig:
     """Parquet with user_id, item_id, time (milliseconds or a timestamp), context features."""
 
     out: Path
-    """Parquet to write: user_id, item_id, time, score."""
+    """Parquet to write: user_id, item_id, time, score; score_NAME of further tasks or arms."""
 
     dataset_dir: Path | None = None
     """Dataset folder that knows the items and histories; null: the one the run was trained on."""
