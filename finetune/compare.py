@@ -102,6 +102,11 @@ def compare(runs: list[Run], dataset: Dataset, *, num_resamples: int) -> Compari
             f"{runs[0].dir.parent.parent}: found runs of {len(fingerprints)} data sets, expected "
             "one; re-run python -m finetune ladder"
         )
+    if "auc" not in runs[0].record["test"]:
+        raise ValueError(
+            f"{runs[0].dir}: found a run whose first task is a number, expected a binary one to "
+            "compare; its figures are in metrics.json, or name a binary task first"
+        )
     test = pq.read_table(runs[0].dir / PREDICTIONS_FILE, columns=["user_id"])
     impressions = dataset.impressions("test")
     user_N = impressions["user_row"].to_numpy()

@@ -15,6 +15,7 @@ from data_prep.html_page import Html, figure, page, section, table
 from finetune import plots, run_folder
 from finetune.compare import Comparison, compare
 from finetune.embeddings import Embeddings
+from finetune.report_tasks import tasks_section
 from finetune.run_folder import Run
 from finetune.settings import ReportConfig
 from finetune.slices import SLICES
@@ -138,7 +139,7 @@ def _page(
     return page(
         title=f"{dataset.manifest.name}: does pre-training help?",
         lead=sentences or ["There is nothing to compare the rungs with."],
-        sections=[side_by_side, *drawings, how],
+        sections=[side_by_side, *tasks_section(comparison), *drawings, how],
     )
 
 
