@@ -12,6 +12,7 @@ import torch
 
 BENCH = Path(__file__).parent / "bench"
 SCRIPTS = ("shard_items", "load_items", "triples_bytes", "loss_memory", "dedup_step", "debias")
+SCRIPTS += ("video_ctr", "kuairand_multitask")
 CASES = ("shard_cases", "load_cases", "load_sources", "shop_dataset", "loss_cases", "dedup_cases")
 
 
