@@ -46,7 +46,7 @@ def test_differences_are_those_of_the_seeds_means(tmp_path: Path) -> None:
         ]
         for system in bench.SYSTEMS
     }  # fmt: skip
-    best = bench.Settings(id_l2=0.1, dropout=0.2)
+    best = bench.Settings(id_l2=0.1)
     chosen = {name: (best, skills.get(name, 1.0)) for name in runs}
     found = bench.outcome(runs, chosen)
     assert found.more["ours_is"] == "mmoe"
