@@ -26,8 +26,10 @@ from finetune.evaluation import evaluate
 from finetune.model import CtrModel
 from finetune.module import MONITOR, CtrModule
 from finetune.objective import Objective
+from finetune.reuse import reuse
 from finetune.settings import FitConfig, InputConfig
 from finetune.tasks import as_json, learn_tasks
+from finetune.warm_start import grown_vocabulary, older_vocabulary
 from pretrain.look_ahead import looks_ahead
 
 logger = logging.getLogger(__name__)
@@ -46,7 +48,11 @@ class Inputs:
     def open(config: InputConfig) -> "Inputs":
         """Read the dataset and learn its vocabulary."""
         dataset = open_dataset(config.dataset_dir)
-        return Inputs(dataset, CtrData.learn(dataset, config))
+        data = CtrData.learn(dataset, config)
+        if isinstance(config, FitConfig) and config.reuse.warm_start is not None:
+            older = older_vocabulary(config.reuse.warm_start)
+            data.vocabulary = grown_vocabulary(older, data.vocabulary)
+        return Inputs(dataset, data)
 
     def tables(self, config: FitConfig) -> tuple[Content | None, CtrTable, CtrTable]:
         """A rung's content, and the training and validation tables."""
@@ -76,6 +82,7 @@ def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
     tasks = learn_tasks(config.tasks, inputs.data)
     model = CtrModel(config.head, data=inputs.data, content=content, tasks=tasks)
     objective = Objective(config, data=inputs.data, tasks=tasks)
+    reused = reuse(config, model, data=inputs.data)
     module = CtrModule(
         model, config.train, objective=objective, train=train, valid=valid, seed=config.seed
     )
@@ -103,6 +110,7 @@ def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in model.parameters()),
         "provenance": provenance(config, inputs.dataset, content=content),
         "seconds": round(time.monotonic() - started, 2),
+        **reused,
         **tested.of_tasks,
         **objective.learnt(),
     }

@@ -17,6 +17,7 @@ from finetune.data import CtrData
 from finetune.debiased_training import Debiasing, DoublyRobust
 from finetune.model import CtrModel, Scored
 from finetune.position_bias import PositionTower
+from finetune.reuse import TEACHER, distilled
 from finetune.settings import FitConfig, TrainConfig
 from finetune.task_settings import CLICK
 from finetune.tasks import Task, label_of
@@ -57,6 +58,7 @@ class Objective(nn.Module):
             )
         elif train.debias.loss != "naive":
             self.debiasing = Debiasing(train.debias, data=data, task=self.tasks[0])
+        self.reuse = config.reuse
         self.treated_share = 0.5
         if self.has_arms:
             self.treated_share = float(data.train.outcomes["treatment"].mean())
@@ -88,6 +90,8 @@ class Objective(nn.Module):
                 output_BO = self.towers[str(number)](output_BO[:, 0], place_B)[:, None]
             error_B = task.errors(output_BO, label_B)
             seen[task.name] = error_B.detach().mean()
+            if number == 0 and TEACHER in batch.outcomes:
+                error_B = distilled(error_B, output_BO[:, 0], batch, config=self.reuse)
             debiased = self.debiasing
             loss = error_B.mean() if debiased is None else debiased(error_B, batch, label_B)
             losses.append(self._weighed(loss, number))
@@ -169,6 +173,9 @@ def check_objective(config: FitConfig, *, data: CtrData, tasks: Sequence[Task]) 
          f"null or one of the tasks, {names}"),
         (has_arms and (is_debiased or has_place), "head.name", "two_arms with a debiased loss or a "
          "place tower", "one of them; the arms are random already"),
+        (config.reuse.teacher is not None and (has_arms or is_dr or not tasks[0].is_binary),
+         "reuse.teacher", f"the head {config.head.name}, {train.debias.loss} and {names}",
+         "a binary label first, and neither two_arms nor dr"),
         (has_place and not any(task.is_binary for task in tasks), "train.position.mode",
          f"{train.position.mode} with the tasks {names}", "a binary label among them"),
         (by_label and not (alone and tasks[0].is_binary), "train.debias.propensity",

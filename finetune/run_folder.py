@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from data_prep.folders import open_folder
 from data_prep.records import MANIFEST_FILE, replace_file
+from finetune.reuse_settings import ReuseConfig
 from finetune.settings import FitConfig, HeadConfig, TrainConfig, TrainerConfig
 from finetune.task_settings import DebiasConfig, PositionConfig, TaskConfig
 
@@ -116,6 +117,9 @@ def fingerprint(config: FitConfig) -> str:
     parts.append(open_folder(config.dataset_dir)[0].path(MANIFEST_FILE).read_bytes())
     if config.rung != "none" and config.embeddings_dir is not None:
         parts.append((config.embeddings_dir / "embeddings.json").read_bytes())
+    for older in (config.reuse.warm_start, config.reuse.teacher):
+        if older is not None:
+            parts.append(read_record(older)["fingerprint"].encode())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
@@ -141,12 +145,17 @@ def read_config(run_dir: Path) -> FitConfig:
         if key in train:
             train[key] = settings(**train[key])
     raw["tasks"] = {name: TaskConfig(**task) for name, task in raw.get("tasks", {}).items()}
-    for key in ("dataset_dir", "embeddings_dir", "released", "out_dir"):
-        raw[key] = Path(raw[key]) if raw[key] is not None else None
+    reuse = raw.pop("reuse", {})
+    for given, keys in (
+        (raw, ("dataset_dir", "embeddings_dir", "released", "out_dir")),
+        (reuse, ("warm_start", "teacher")),
+    ):
+        given |= {key: Path(given[key]) for key in keys if given.get(key) is not None}
     return FitConfig(
         head=HeadConfig(**head),
         train=TrainConfig(**train),
         trainer=TrainerConfig(**raw.pop("trainer")),
+        reuse=ReuseConfig(**reuse),
         **raw,
     )
 

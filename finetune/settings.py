@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from finetune.reuse_settings import ReuseConfig
 from finetune.setting_checks import check as _check
 from finetune.task_settings import DebiasConfig, PositionConfig, TaskConfig, TaskWeights
 
@@ -269,6 +270,9 @@ class FitConfig(InputConfig):
 
     trainer: TrainerConfig = TrainerConfig()
     """The machine."""
+
+    reuse: ReuseConfig = field(default_factory=ReuseConfig)
+    """What is taken over from runs before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
