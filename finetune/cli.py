@@ -8,8 +8,8 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
-from finetune.settings import FitConfig, LadderConfig, PredictConfig, ReportConfig
-from finetune.task_settings import OffPolicyConfig
+from finetune.command_settings import OffPolicyConfig, PredictConfig, ReportConfig
+from finetune.settings import FitConfig, LadderConfig
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""A run on its test split: figures of every task, and the columns of its predictions.
+"""A run on the split it is judged on: figures of every task, and columns of its predictions.
 
 Shapes: N impressions.
 """
@@ -11,18 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_prep.dataset import Dataset
 from finetune.data import Impressions
-from finetune.slices import slice_masks, slice_metrics
+from finetune.slices import slice_metrics
 from finetune.task_metrics import UPLIFT, all_figures, primary_prediction
-from finetune.tasks import CLICK_TASK, Task, label_of
+from finetune.task_settings import CLICK
+from finetune.tasks import Task, label_of
 
 Column = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Tested:
-    """What is found on test."""
+    """What is found."""
 
     figures: dict[str, float]
     """Of the first task, by slices where it is binary."""
@@ -35,32 +35,33 @@ class Tested:
 
 def evaluate(
     tasks: Sequence[Task],
-    test: Impressions,
+    judged: Impressions,
     predicted: Mapping[str, Tensor],
     *,
-    dataset: Dataset,
+    masks: dict[str, NDArray[np.bool_]],
 ) -> Tested:
-    """Figures of every task; those of the first one are what reports compare."""
+    """Figures of every task; those of the first one, by slices, are what reports compare."""
     first = tasks[0]
-    label_N = label_of(test, first.name).numpy()
-    score_N = primary_prediction(test, predicted).numpy()
-    by_task = all_figures(tasks, test, predicted)
+    label_N = label_of(judged, first.name).numpy()
+    score_N = primary_prediction(judged, predicted).numpy()
+    by_task = all_figures(tasks, judged, predicted)
     if first.is_binary:
-        masks = slice_masks(dataset, test.user_N.numpy(), test.item_N.numpy())
-        figures, counts = slice_metrics(test.user_N.numpy(), label_N, score_N=score_N, masks=masks)
+        figures, counts = slice_metrics(
+            judged.user_N.numpy(), label_N, score_N=score_N, masks=masks
+        )
     else:
         figures, counts = by_task[first.name], {"impressions": len(label_N)}
     of_tasks: dict[str, Any] = {}
     uplift = by_task.pop(UPLIFT, None) if UPLIFT in predicted else None
-    if list(tasks) != [CLICK_TASK] or uplift is not None:
+    if [task.name for task in tasks] != [CLICK] or uplift is not None:
         of_tasks["tasks"] = by_task
     if uplift is not None:
         of_tasks["uplift"] = uplift
     columns: dict[str, Column] = {"label": label_N, "score": score_N}
     for task in tasks[1:]:
-        columns[f"label_{task.name}"] = label_of(test, task.name).numpy()
+        columns[f"label_{task.name}"] = label_of(judged, task.name).numpy()
     if UPLIFT in predicted:
-        columns["treatment"] = test.outcomes["treatment"].numpy()
+        columns["treatment"] = judged.outcomes["treatment"].numpy()
     return Tested(figures, counts, of_tasks, columns | _further(predicted))
 
 

@@ -16,7 +16,7 @@ from finetune.content import Content, open_content
 from finetune.data import CtrData, Impressions
 from finetune.model import CtrModel
 from finetune.settings import FitConfig
-from finetune.tasks import Task, from_json
+from finetune.tasks import Task, read_tasks
 from finetune.vocabulary import Vocabulary
 
 
@@ -51,8 +51,8 @@ def open_run(run_dir: Path, *, dataset: Dataset | None = None) -> FinishedRun:
     data = CtrData(dataset, vocabulary, config.history_length, config.multi_length)
     content = open_content(config.rung, config, dataset=dataset, seed=config.seed)
     if content is not None:
-        content.restore(run_folder.read_json(run_dir / run_folder.CONTENT_FILE))
-    tasks = from_json(run_folder.read_json(run_dir / run_folder.TASKS_FILE))
+        content.restore(load_file(run_dir / run_folder.CONTENT_FILE))
+    tasks = read_tasks(run_dir)
     rng_state = torch.get_rng_state()  # the weights drawn here are replaced at once
     model = CtrModel(config.head, data=data, content=content, tasks=tasks)
     torch.set_rng_state(rng_state)

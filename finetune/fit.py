@@ -1,4 +1,4 @@
-"""One run: one head, one rung, one seed; the test split is opened once, at the end."""
+"""One run: one head, one rung, one seed; the test split is opened once, at the end, or never."""
 
 import hashlib
 import logging
@@ -22,12 +22,15 @@ from finetune import run_folder
 from finetune.batches import CtrTable
 from finetune.content import Content, open_content
 from finetune.data import CtrData, Impressions
-from finetune.evaluation import evaluate
+from finetune.evaluation import Tested, evaluate
+from finetune.knock_outs import knock_outs
+from finetune.make import train_make
 from finetune.model import CtrModel
 from finetune.module import MONITOR, CtrModule
 from finetune.objective import Objective
 from finetune.reuse import reuse
 from finetune.settings import FitConfig, InputConfig
+from finetune.slices import slice_masks
 from finetune.tasks import as_json, learn_tasks
 from finetune.warm_start import grown_vocabulary, older_vocabulary
 from pretrain.look_ahead import looks_ahead
@@ -64,13 +67,13 @@ class Inputs:
         of_valid = content.features(data, data.valid) if content else None
         train = CtrTable(data.train, data.users, data.items, of_train)
         valid = CtrTable(data.valid, data.users, data.items, of_valid)
-        if content is not None and content.rung != "noise":
+        if content is not None and not content.rung.knows_seed:
             self.content[config.rung] = (content, train, valid)
         return content, train, valid
 
 
 def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
-    """Train, restore the best epoch, evaluate once on test, write the run folder.
+    """Train, restore the best epoch, evaluate once on test (or valid), write the run folder.
 
     Returns what metrics.json holds.
     """
@@ -83,26 +86,45 @@ def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
     model = CtrModel(config.head, data=inputs.data, content=content, tasks=tasks)
     objective = Objective(config, data=inputs.data, tasks=tasks)
     reused = reuse(config, model, data=inputs.data)
+    made = _make(config, model, train=train, valid=valid)
     module = CtrModule(
-        model, config.train, objective=objective, train=train, valid=valid, seed=config.seed
+        model,
+        config.train,
+        objective=objective,
+        train=train,
+        valid=valid,
+        seed=config.seed,
+        encoder_lr=config.content.tune_lr,
     )
     config.out_dir.mkdir(parents=True, exist_ok=True)
     (config.out_dir / run_folder.METRICS_FILE).unlink(missing_ok=True)
     best_epoch = _train(module, config)
 
     opened_before = inputs.data.test_opened
-    test = inputs.data.open_test()
-    features = content.features(inputs.data, test) if content else None
-    predicted = model.predictions(CtrTable(test, inputs.data.users, inputs.data.items, features))
-    tested = evaluate(tasks, test, predicted, dataset=inputs.dataset)
+    judged = inputs.data.valid if config.judged_on == "valid" else inputs.data.open_test()
+    masks = slice_masks(inputs.dataset, inputs.dataset.impressions(config.judged_on))
+
+    def judge(of: Content | None) -> Tested:
+        features = of.features(inputs.data, judged) if of else None
+        table = CtrTable(judged, inputs.data.users, inputs.data.items, features)
+        return evaluate(tasks, judged, model.predictions(table), masks=masks)
+
+    tested = judge(content)
+    knocked_out = {
+        without: judge(blind).figures
+        for without, blind in knock_outs(config, model, dataset=inputs.dataset, content=content)
+    }
     record = {
         "run_version": run_folder.RUN_VERSION,
         "fingerprint": run_folder.fingerprint(config),
         "rung": config.rung,
         "seed": config.seed,
         "head": config.head.name,
+        "judged_on": config.judged_on,
         "test": tested.figures,
         "counts": tested.counts,
+        "knock_outs": knocked_out,
+        "make": made,
         "valid": module.history[best_epoch - 1],
         "best_epoch": best_epoch,
         "epochs": len(module.history),
@@ -116,10 +138,27 @@ def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
     }
     _write(config, inputs, model=model, content=content, history=module.history)
     run_folder.write_json(as_json(tasks), config.out_dir / run_folder.TASKS_FILE)
-    table = predictions_table(inputs.dataset, test, tested.columns)
+    table = predictions_table(inputs.dataset, judged, tested.columns)
     run_folder.write_predictions(table, config.out_dir / run_folder.PREDICTIONS_FILE)
     run_folder.write_json(record, config.out_dir / run_folder.METRICS_FILE)
     return record
+
+
+def _make(
+    config: FitConfig, model: CtrModel, *, train: CtrTable, valid: CtrTable
+) -> list[dict[str, float]]:
+    """Train what has to be trained before the head; its epochs, none on most rungs."""
+    content = model.fields.content
+    if content is None or content.make is None:
+        return []
+    return train_make(
+        content,
+        train=train,
+        valid=valid,
+        config=config.content,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+    )
 
 
 def _train(module: CtrModule, config: FitConfig) -> int:
@@ -200,7 +239,8 @@ def _write(
         config.out_dir / run_folder.WEIGHTS_FILE,
     )
     if content is not None:
-        run_folder.write_json(content.standardisation(), config.out_dir / run_folder.CONTENT_FILE)
+        state = {name: value.contiguous() for name, value in content.state().items()}
+        save_file(state, config.out_dir / run_folder.CONTENT_FILE)
 
 
 def _quiet_lightning() -> None:

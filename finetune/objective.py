@@ -18,6 +18,7 @@ from finetune.debiased_training import Debiasing, DoublyRobust
 from finetune.model import CtrModel, Scored
 from finetune.position_bias import PositionTower
 from finetune.reuse import TEACHER, distilled
+from finetune.rungs import parse_rung
 from finetune.settings import FitConfig, TrainConfig
 from finetune.task_settings import CLICK
 from finetune.tasks import Task, label_of
@@ -63,12 +64,28 @@ class Objective(nn.Module):
         if self.has_arms:
             self.treated_share = float(data.train.outcomes["treatment"].mean())
 
-    @property
-    def tables(self) -> list[Tensor]:
-        """Embedding tables that are learnt beside the model's, for the optimiser."""
+    def parameter_groups(self, config: TrainConfig) -> list[dict[str, Any]]:
+        """What is learnt beside the model, for the optimiser: an imputation as the model is.
+
+        Places and variances are few, and zero says something: they do not decay.
+        """
+        groups: list[dict[str, Any]] = []
+        tables: list[Tensor] = []
+        dense: list[Tensor] = []
         if isinstance(self.debiasing, DoublyRobust):
-            return [self.debiasing.imputation.fields.table.weight]
-        return []
+            tables = list(self.debiasing.imputation.fields.id_tables())
+            ids = {id(one) for one in tables}
+            dense = [p for p in self.debiasing.imputation.parameters() if id(p) not in ids]
+        known = {id(one) for one in (*tables, *dense)}
+        few = [p for p in self.parameters() if id(p) not in known]
+        for params, lr, decay in (
+            (tables, config.id_lr, 0.0),
+            (dense, config.lr, config.weight_decay),
+            (few, config.lr, 0.0),
+        ):
+            if params:
+                groups.append({"params": params, "lr": lr, "weight_decay": decay})
+        return groups
 
     def forward(self, model: CtrModel, batch: Batch) -> Step:
         """Score a batch, and the loss of what came of it."""
@@ -173,6 +190,9 @@ def check_objective(config: FitConfig, *, data: CtrData, tasks: Sequence[Task]) 
          f"null or one of the tasks, {names}"),
         (has_arms and (is_debiased or has_place), "head.name", "two_arms with a debiased loss or a "
          "place tower", "one of them; the arms are random already"),
+        ("make" in parse_rung(config.rung).parts and names[0] != CLICK, "rung",
+         f"{config.rung} with the tasks {names}",
+         "the click, `label`, first, which is what make learns from content"),
         (config.reuse.teacher is not None and (has_arms or is_dr or not tasks[0].is_binary),
          "reuse.teacher", f"the head {config.head.name}, {train.debias.loss} and {names}",
          "a binary label first, and neither two_arms nor dr"),

@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor
 
 from data_prep.dataset import open_dataset
 from finetune import run_folder
 from finetune.batches import CtrTable
 from finetune.bootstrap import Interval
+from finetune.command_settings import OffPolicyConfig
 from finetune.data import CtrData, Impressions
 from finetune.drawn_pairs import DrawnPairs
+from finetune.finished_run import FinishedRun, open_run
 from finetune.metrics import Floats
 from finetune.model import CtrModel
 from finetune.off_policy import (
@@ -27,9 +28,7 @@ from finetune.off_policy import (
     normal_ratio,
     policy_of_scores,
 )
-from finetune.task_settings import OffPolicyConfig
-from finetune.tasks import from_json, label_of
-from finetune.vocabulary import Vocabulary
+from finetune.tasks import label_of
 
 OFF_POLICY_FILE = "off_policy.json"
 _CHUNK_PAIRS = 65_536
@@ -49,7 +48,8 @@ class Ranked:
 
 def policy_value(config: OffPolicyConfig) -> dict[str, Any]:
     """Estimate the mean reward of the run's ranker on the test split; write and return it."""
-    data, model = _open_run(config)
+    run = _open_run(config)
+    data, model = run.data, run.model
     log = data.open_test()
     task = model.tasks[0].name if config.task is None else config.task
     ranked = rank(model, data, log, task=task)
@@ -79,28 +79,23 @@ def policy_value(config: OffPolicyConfig) -> dict[str, Any]:
     return found
 
 
-def _open_run(config: OffPolicyConfig) -> tuple[CtrData, CtrModel]:
-    run_folder.read_record(config.run_dir)
-    trained = run_folder.read_config(config.run_dir)
-    dataset = open_dataset(config.dataset_dir or trained.dataset_dir)
-    tasks = from_json(run_folder.read_json(config.run_dir / run_folder.TASKS_FILE))
+def _open_run(config: OffPolicyConfig) -> FinishedRun:
+    dataset = None if config.dataset_dir is None else open_dataset(config.dataset_dir)
+    run = open_run(config.run_dir, dataset=dataset)
+    names = [task.name for task in run.tasks]
     refused = [
-        ("rung", trained.rung, "none", trained.rung != "none"),
-        ("head.name", trained.head.name, "any but two_arms", trained.head.name == "two_arms"),
-        ("task", config.task, f"null or one of {[task.name for task in tasks]}",
-         config.task is not None and config.task not in [task.name for task in tasks]),
-        ("propensity of the impressions", "none", f"one in {dataset.dir}; map "
+        ("rung", run.config.rung, "none", run.config.rung != "none"),
+        ("head.name", run.config.head.name, "any but two_arms", run.model.has_arms),
+        ("task", config.task, f"null or one of {names}",
+         config.task is not None and config.task not in names),
+        ("propensity of the impressions", "none", f"one in {run.data.dataset.dir}; map "
          "impressions.propensity and re-run python -m data_prep shard",
-         "propensity" not in dataset.manifest.features.exposure),
+         "propensity" not in run.data.dataset.manifest.features.exposure),
     ]  # fmt: skip
     for key, value, expected, is_refused in refused:
         if is_refused:
             raise ValueError(f"{config.run_dir}: found {key} {value}, expected {expected}")
-    vocabulary = Vocabulary.load(config.run_dir / run_folder.VOCABULARY_FILE)
-    data = CtrData(dataset, vocabulary, trained.history_length, trained.multi_length)
-    model = CtrModel(trained.head, data=data, content=None, tasks=tasks)
-    model.load_state_dict(load_file(config.run_dir / run_folder.WEIGHTS_FILE))
-    return data, model.eval()
+    return run
 
 
 @torch.inference_mode()

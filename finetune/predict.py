@@ -19,7 +19,7 @@ from finetune.data import CtrData
 from finetune.evaluation import score_columns
 from finetune.model import CtrModel
 from finetune.settings import PredictConfig
-from finetune.tasks import from_json
+from finetune.tasks import read_tasks
 from finetune.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -43,9 +43,9 @@ def predict(config: PredictConfig) -> int:
     content = open_content(trained.rung, trained, dataset=dataset, seed=trained.seed)
     features = None
     if content is not None:
-        content.restore(run_folder.read_json(config.run_dir / run_folder.CONTENT_FILE))
+        content.restore(load_file(config.run_dir / run_folder.CONTENT_FILE))
         features = content.features(data, impressions)
-    tasks = from_json(run_folder.read_json(config.run_dir / run_folder.TASKS_FILE))
+    tasks = read_tasks(config.run_dir)
     model = CtrModel(trained.head, data=data, content=content, tasks=tasks)
     model.load_state_dict(load_file(config.run_dir / run_folder.WEIGHTS_FILE))
     predicted = model.predictions(CtrTable(impressions, data.users, data.items, features))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.setting_checks import check
+from finetune.content_settings import check_setting as check
 
 
 @dataclass(frozen=True, kw_only=True)

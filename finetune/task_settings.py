@@ -4,10 +4,9 @@ Settings only, as `--help` must not wait for torch.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from finetune.setting_checks import check
+from finetune.content_settings import check_setting as check
 
 CLICK = "label"
 """Name of the click among the labels."""
@@ -89,31 +88,3 @@ class PositionConfig:
 
     def __post_init__(self) -> None:
         check(0 <= self.dropout < 1, "train.position.dropout", self.dropout, "a share in [0, 1)")
-
-
-@dataclass(frozen=True, kw_only=True)
-class OffPolicyConfig:
-    """Estimate what a finished run's ranker would have earned on a log with propensities."""
-
-    run_dir: Path
-    """Run folder written by `fit`, on the rung none."""
-
-    task: str | None = None
-    """Label that is the reward; null: the run's first one."""
-
-    temperatures: tuple[float, ...] = (0.0, 1.0)
-    """The ranker as policies: softmax of its log odds over each of these; 0 takes the best item."""
-
-    max_weight: float = 10.0
-    """Largest weight of the clipped estimates."""
-
-    dataset_dir: Path | None = None
-    """Dataset folder whose test split is the log; null: the one the run was trained on."""
-
-    out: Path | None = None
-    """JSON to write; null: off_policy.json in the run folder."""
-
-    def __post_init__(self) -> None:
-        ok = len(self.temperatures) > 0 and all(one >= 0 for one in self.temperatures)
-        check(ok, "temperatures", self.temperatures, "some, each 0 or more")
-        check(self.max_weight >= 1, "max_weight", self.max_weight, "at least 1")

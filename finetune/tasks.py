@@ -4,8 +4,11 @@ Shapes: N impressions, B impressions of a batch, O outputs of one task.
 """
 
 import dataclasses
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,10 +19,12 @@ from data_prep.dataset import Dataset
 from data_prep.records import LabelType
 from finetune.data import CtrData, Impressions
 from finetune.lifetime_value import ziln_errors, ziln_log_mean
+from finetune.run_folder import TASKS_FILE
 from finetune.task_settings import CLICK, TaskConfig
 
 Loss = Literal["bce", "mse", "log1p_mse", "ziln"]
 
+_LEAST_RATE = 1e-6
 _MAX_LOG_VALUE = 30.0
 """Of a lifetime value over the mean: keeps every prediction finite, and its square."""
 
@@ -34,11 +39,23 @@ class Task:
     mean: float = 0.0
     std: float = 1.0
     """Of the number, or of log(1 + number); 0 and 1 for the other losses."""
+    rate: float = 0.5
+    """Share of positives in training; of ziln, of values above zero."""
 
     @property
     def num_outputs(self) -> int:
         """Outputs of a network that the loss reads."""
         return 3 if self.loss == "ziln" else 1
+
+    @property
+    def first_output(self) -> list[float]:
+        """Outputs that predict the mean of training, where heads of several labels begin.
+
+        A rare label that begins at one half pulls what all tasks share to where it is zero.
+        """
+        rate = min(max(self.rate, _LEAST_RATE), 1 - _LEAST_RATE)
+        log_odds = math.log(rate / (1 - rate))
+        return {"bce": [log_odds], "ziln": [log_odds, 0.0, 0.0]}.get(self.loss, [0.0])
 
     @property
     def is_binary(self) -> bool:
@@ -108,10 +125,12 @@ def _learn_task(name: str, config: TaskConfig, *, kind: LabelType, data: CtrData
             f"tasks.{name}.loss: found {loss} of a {kind} label, expected "
             f"{'bce' if kind == 'binary' else 'mse, log1p_mse or ziln'}; correct it in the config"
         )
-    task = Task(name=name, loss=loss, weight=config.weight)
+    value_N = label_of(data.train, name).double()
+    task = Task(
+        name=name, loss=loss, weight=config.weight, rate=float((value_N > 0).double().mean())
+    )
     if loss == "bce":
         return task
-    value_N = label_of(data.train, name).double()
     if loss in ("log1p_mse", "ziln") and bool((value_N < 0).any()):
         raise ValueError(
             f"tasks.{name}.loss: found {loss} and values down to {float(value_N.min()):g}, "
@@ -131,6 +150,9 @@ def as_json(tasks: Sequence[Task]) -> dict[str, Any]:
     return {"tasks": [dataclasses.asdict(task) for task in tasks]}
 
 
-def from_json(content: Mapping[str, Any]) -> list[Task]:
-    """What `as_json` gave."""
-    return [Task(**task) for task in content["tasks"]]
+def read_tasks(run_dir: Path) -> list[Task]:
+    """The tasks of a run; of one from before there were several, the click alone."""
+    path = run_dir / TASKS_FILE
+    if not path.is_file():
+        return [CLICK_TASK]
+    return [Task(**task) for task in json.loads(path.read_text())["tasks"]]

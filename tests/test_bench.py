@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-BENCH = Path(__file__).parent / "bench"
-SCRIPTS = ("shard_items", "load_items", "triples_bytes", "loss_memory", "dedup_step", "debias")
-SCRIPTS += ("video_ctr", "kuairand_multitask")
+SCRIPTS = (
+    "shard_items",
+    "load_items",
+    "triples_bytes",
+    "loss_memory",
+    "dedup_step",
+    "debias",
+    "ctr_ladder",
+    "video_ctr",
+    "kuairand_multitask",
+)
 CASES = ("shard_cases", "load_cases", "load_sources", "shop_dataset", "loss_cases", "dedup_cases")
-
-
-@pytest.fixture(autouse=True)
-def bench_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """tests/bench is a folder of scripts, not a package."""
-    monkeypatch.syspath_prepend(str(BENCH))
 
 
 @pytest.fixture

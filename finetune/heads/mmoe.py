@@ -30,6 +30,10 @@ class MMoE(TaskHead):
         )
         self.towers = Towers((width, *config.hidden)[-1], config, num_outputs=num_outputs)
 
+    def begin_at(self, outputs: Sequence[Sequence[float]]) -> None:
+        """As the towers do."""
+        self.towers.begin_at(outputs)
+
     def forward(self, inputs: HeadInputs) -> Tensor:
         """Every task mixes the same experts by a gate of its own."""
         x_BX = inputs.fields_BFE.flatten(1)

@@ -72,6 +72,10 @@ class PLE(TaskHead):
         self.layers = nn.ModuleList(layers)
         self.towers = Towers(width, config, num_outputs=num_outputs)
 
+    def begin_at(self, outputs: Sequence[Sequence[float]]) -> None:
+        """As the towers do."""
+        self.towers.begin_at(outputs)
+
     def forward(self, inputs: HeadInputs) -> Tensor:
         """The first layer gives every part the fields."""
         shared_BX = inputs.fields_BFE.flatten(1)

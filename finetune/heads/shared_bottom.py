@@ -23,6 +23,10 @@ class SharedBottom(TaskHead):
         self.bottom = deep_part(width, config.hidden, config=config)
         self.towers = Towers((width, *config.hidden)[-1], config, num_outputs=num_outputs)
 
+    def begin_at(self, outputs: Sequence[Sequence[float]]) -> None:
+        """As the towers do."""
+        self.towers.begin_at(outputs)
+
     def forward(self, inputs: HeadInputs) -> Tensor:
         """Every tower reads the same bottom."""
         bottom_BH = self.bottom(inputs.fields_BFE.flatten(1))

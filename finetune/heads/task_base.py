@@ -5,7 +5,7 @@ Shapes: B impressions, X all fields side by side, O outputs of all tasks, H widt
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,10 @@ class TaskHead(nn.Module, ABC):
     def forward(self, inputs: HeadInputs) -> Tensor:
         """Outputs of every task side by side, [B, O]."""
 
+    @abstractmethod
+    def begin_at(self, outputs: Sequence[Sequence[float]]) -> None:
+        """Begin training at these outputs of each task, by the last layers' biases."""
+
 
 class Towers(nn.Module):
     """A tower of layers of its own for each task."""
@@ -51,10 +55,22 @@ class Towers(nn.Module):
             for outputs in num_outputs
         )
 
+    def begin_at(self, outputs: Sequence[Sequence[float]]) -> None:
+        """Set the biases of the last layers."""
+        for tower, values in zip(self.towers, outputs, strict=True):
+            set_bias(cast(nn.Sequential, tower)[-1], values)
+
     def forward(self, task_BHs: Sequence[Tensor]) -> Tensor:
         """Outputs from one input a task, [B, O]."""
         pairs = zip(self.towers, task_BHs, strict=True)
         return torch.cat([tower(task_BH) for tower, task_BH in pairs], dim=1)
+
+
+@torch.no_grad()
+def set_bias(layer: nn.Module, values: Sequence[float]) -> None:
+    """Set the bias of a linear layer."""
+    assert isinstance(layer, nn.Linear)
+    layer.bias.copy_(torch.tensor(values))
 
 
 def input_width(layout: InputLayout) -> int:

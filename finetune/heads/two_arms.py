@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from finetune.heads.base import HeadInputs, InputLayout
-from finetune.heads.task_base import TaskHead, input_width
+from finetune.heads.task_base import TaskHead, input_width, set_bias
 from finetune.settings import HeadConfig
 from finetune.uplift import TwoHeads
 
@@ -32,6 +32,11 @@ class TwoArms(TaskHead):
             head=config.tower_hidden,
             dropout=config.dropout,
         )
+
+    def begin_at(self, outputs: Sequence[Sequence[float]]) -> None:
+        """Both arms at the same, so that the uplift begins near zero."""
+        for arm in (self.arms.control, self.arms.treated):
+            set_bias(arm[-1], outputs[0])
 
     def forward(self, inputs: HeadInputs) -> Tensor:
         """Outputs in control and treated, [B, 2]."""

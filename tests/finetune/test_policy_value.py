@@ -9,11 +9,12 @@ import pytest
 
 from data_prep.dataset import open_dataset
 from finetune.cli import main
+from finetune.command_settings import OffPolicyConfig
 from finetune.fit import fit
 from finetune.policy_value import policy_value
 from finetune.report import report
 from finetune.settings import FitConfig, HeadConfig, ReportConfig
-from finetune.task_settings import OffPolicyConfig, TaskConfig
+from finetune.task_settings import TaskConfig
 
 DEEPFM = HeadConfig(name="deepfm", embedding_width=4, hidden=(8,))
 

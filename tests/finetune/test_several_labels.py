@@ -14,6 +14,7 @@ from finetune import run_folder
 from finetune.batches import CtrTable
 from finetune.data import CtrData
 from finetune.fit import Inputs, fit
+from finetune.lifetime_value import ziln_loss
 from finetune.metrics import auc
 from finetune.model import CtrModel
 from finetune.objective import Objective
@@ -112,14 +113,25 @@ def test_the_click_alone_is_learnt_as_before_the_other_labels_were_there(
     assert "tasks" not in first
 
 
-def test_a_task_without_weight_to_speak_of_is_not_learnt(rich_config: FitConfig) -> None:
-    """The loss of each task reaches its own tower."""
-    tasks = {"label": TaskConfig(weight=1e-9), "seconds": TaskConfig()}
-    config = dataclasses.replace(changed(rich_config, max_epochs=6, monitor="seconds"), tasks=tasks)
-    of_seconds = fit(config)["tasks"]["seconds"]["r2"]
-    other = {"label": TaskConfig(), "seconds": TaskConfig(weight=1e-9)}
-    config = dataclasses.replace(config, tasks=other, out_dir=config.out_dir.parent / "other")
-    assert of_seconds > fit(config)["tasks"]["seconds"]["r2"] + 0.01
+def test_the_loss_is_the_weighted_sum_of_the_tasks_own(
+    rich_config: FitConfig, data: CtrData
+) -> None:
+    config = dataclasses.replace(rich_config, tasks=TASKS)
+    tasks = learn_tasks(config.tasks, data)
+    model = CtrModel(config.head, data=data, content=None, tasks=tasks).eval()
+    batch = CtrTable(data.train, data.users, data.items, None).batch(torch.arange(64))
+    step = Objective(config, data=data, tasks=tasks)(model, batch)
+    click, like, seconds, bought = model(batch).output_BO.split([1, 1, 1, 3], dim=1)
+    bce = torch.nn.functional.binary_cross_entropy_with_logits
+    target = (batch.outcomes["seconds"] - tasks[2].mean) / tasks[2].std
+    expected = (
+        bce(click[:, 0], batch.label_B)
+        + 2 * bce(like[:, 0], batch.outcomes["like"])
+        + (seconds[:, 0] - target).square().mean()
+        + 0.1 * ziln_loss(bought, batch.outcomes["bought"] / tasks[3].std)
+    )
+    torch.testing.assert_close(step.loss, expected)
+    assert list(step.task_losses) == list(TASKS)
 
 
 def test_uncertainty_learns_weights_and_reports_them(rich_config: FitConfig) -> None:
@@ -161,6 +173,16 @@ def test_a_scale_is_that_of_the_training_impressions(data: CtrData) -> None:
     )
     logs = torch.log1p(label_of(data.train, "bought").double())
     assert bought.mean == pytest.approx(logs.mean().item())
+
+
+def test_a_task_begins_at_the_rate_of_training(data: CtrData) -> None:
+    like, bought = learn_tasks({"like": TaskConfig(), "bought": TaskConfig(loss="ziln")}, data)
+    rate = label_of(data.train, "like").mean().item()
+    first = torch.tensor([like.first_output])
+    assert like.predict(first).item() == pytest.approx(rate, rel=1e-5)
+    assert torch.sigmoid(torch.tensor(bought.first_output[0])).item() == pytest.approx(
+        (label_of(data.train, "bought") > 0).float().mean().item(), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("loss", ["bce", "mse", "log1p_mse"])

@@ -180,3 +180,21 @@ def test_a_head_of_fixed_tasks_refuses_others(name: str, outputs: list[int]) -> 
     )
     with pytest.raises(ValueError, match=rf"head.name: found {name} with"):
         type(head)(HeadConfig(name=name), layout, num_outputs=outputs)
+
+
+FIRST = {"two_arms": [[-1.5]], "esmm": [[-1.0], [-3.0]]}
+
+
+@every_head
+def test_a_head_begins_where_it_is_told(name: str, changes: dict) -> None:
+    head = build(name, **changes)
+    outputs = FIRST.get(name, [[-2.0], [0.0], [1.0, 2.0, 3.0]])
+    head.begin_at(outputs)
+    with torch.no_grad():
+        for layer in head.modules():
+            if isinstance(layer, torch.nn.Linear):
+                layer.weight.zero_()
+    expected = torch.tensor([one for values in outputs for one in values])
+    if name == "two_arms":
+        expected = expected.repeat(2)
+    torch.testing.assert_close(head(random_inputs()), expected.expand(B, -1))
