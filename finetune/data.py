@@ -11,14 +11,12 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -27,11 +25,12 @@ from data_prep.available_memory import available_bytes
 from data_prep.dataset import Dataset
 from data_prep.events import EventLog
 from data_prep.folders import CACHE_VARIABLE
-from data_prep.records import MANIFEST_FILE, SPLITS
+from data_prep.records import MANIFEST_FILE
 from data_prep.records import Split as SplitName
 from finetune.columns import MappedColumns, Piece, columns_in_memory, write_columns
 from finetune.histories import Histories, history_ends
 from finetune.settings import InputConfig
+from finetune.splits import check_splits, split_pieces
 from finetune.vocabulary import (
     ID_FIELDS,
     CategoricalField,
@@ -46,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 ENCODING_VERSION = 1
 """Of the files that hold an encoded split; others are encoded anew."""
+_OUTCOME = "outcome."  # before the names of columns that are never an input
 _MEMORY_SHARE = 4  # one encoded split may take a quarter of the memory that is free
 
 
@@ -70,6 +70,8 @@ class Impressions:
     """Where the history ends in the log of positive events."""
     histories: Histories
     """The log that histories are cut from when they are read."""
+    outcomes: dict[str, Tensor] = field(default_factory=dict)
+    """Further labels, and position, propensity and treatment, where the dataset has them."""
     mapped: MappedColumns | None = None
     """The files behind the tensors; None: they are in memory."""
 
@@ -115,9 +117,14 @@ class CtrData:
     def learn(dataset: Dataset, inputs: InputConfig) -> "CtrData":
         """Build the vocabulary from the training split and refuse empty splits."""
         check_splits(dataset)
+        return CtrData.of(dataset, learn_vocabulary(dataset, inputs), inputs)
+
+    @staticmethod
+    def of(dataset: Dataset, vocabulary: Vocabulary, inputs: InputConfig) -> "CtrData":
+        """With a vocabulary that is known."""
         return CtrData(
             dataset,
-            learn_vocabulary(dataset, inputs),
+            vocabulary,
             inputs.history_length,
             inputs.multi_length,
             inputs.memory_mb,
@@ -220,6 +227,11 @@ class CtrData:
             label_N=columns["label"],
             history_end_N=columns["history_end"],
             histories=self.histories,
+            outcomes={
+                name.removeprefix(_OUTCOME): column
+                for name, column in columns.items()
+                if name.startswith(_OUTCOME)
+            },
             mapped=mapped,
         )
 
@@ -251,6 +263,18 @@ class CtrData:
             "time": time_N,
             "label": table["label"].to_numpy().astype(np.float32),
             "history_end": history_ends(self.positives, user_N, time_N),
+            **self._outcomes(table),
+        }
+
+    def _outcomes(self, table: pa.Table) -> Piece:
+        """What is never an input; impressions to be scored have none of it."""
+        features = self.dataset.manifest.features
+        return {
+            f"{_OUTCOME}{name}": table[name]
+            .to_numpy()
+            .astype(np.int64 if name == "position" else np.float32)
+            for name in (*features.label, *features.exposure)
+            if name in table.schema.names
         }
 
     def _catalogue(self, owner: Owner, table: pa.Table) -> Catalogue:
@@ -272,37 +296,6 @@ class CtrData:
             rows_RM[-1, 0] = one.offset
             lists.append(torch.from_numpy(rows_RM))
         return Catalogue(ids_RF, numeric_RK, lists)
-
-
-def check_splits(dataset: Dataset) -> None:
-    """Refuse a dataset with an empty split, by its manifest: test itself stays closed."""
-    for split in SPLITS:
-        _check_not_empty(dataset, split, dataset.manifest.counts.get(f"impressions_{split}", 0))
-
-
-def _check_not_empty(dataset: Dataset, split: SplitName, num_impressions: int) -> None:
-    if num_impressions == 0:
-        cutoffs = dataset.manifest.cutoffs
-        raise ValueError(
-            f"{dataset.dir}/ctr/{split}: found no impressions, expected some in each of {SPLITS} "
-            f"(valid_start {cutoffs.valid_start}, test_start {cutoffs.test_start}); move the "
-            "cut-offs or map an `impressions` table, and re-run python -m data_prep shard"
-        )
-
-
-def split_pieces(dataset: Dataset, split: SplitName) -> Iterator[pa.Table]:
-    """One split's impressions in pieces; refuses an empty split and labels that are no clicks."""
-    num_rows = 0
-    for table in dataset.impression_pieces(split):
-        num_rows += table.num_rows
-        labels = pc.unique(table["label"]).to_pylist()
-        if not set(labels) <= {0.0, 1.0}:
-            raise ValueError(
-                f"{dataset.dir}/ctr/{split}: found labels {sorted(map(str, labels))[:5]}, expected "
-                "0 and 1; set impressions.positive_from and re-run python -m data_prep shard"
-            )
-        yield table
-    _check_not_empty(dataset, split, num_rows)
 
 
 def learn_vocabulary(dataset: Dataset, inputs: InputConfig) -> Vocabulary:

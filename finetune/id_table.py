@@ -90,7 +90,10 @@ class IdTable(nn.Module):
 
     def __init__(self, num_rows: int, width: int, *, first_order: bool) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_rows, width))
+        self.width = width
+        self.weight: nn.Parameter | None = None
+        if width:
+            self.weight = nn.Parameter(torch.empty(num_rows, width))
         self.first_order: nn.Parameter | None = None
         if first_order:
             self.first_order = nn.Parameter(torch.empty(num_rows, 1))
@@ -105,9 +108,8 @@ class IdTable(nn.Module):
 
     @property
     def tables(self) -> list[nn.Parameter]:
-        """Every parameter that has a column, a row an id each."""
-        both = [self.weight, self.first_order]
-        return [table for table in both if table is not None and table.shape[1] > 0]
+        """Both parameters, of which one may be missing; a row an id each."""
+        return [table for table in (self.weight, self.first_order) if table is not None]
 
     def lookup(self, rows_n: Tensor) -> tuple[Tensor, Tensor | None]:
         """Vectors [n, E] and weights [n, 1] of these rows."""
@@ -117,4 +119,6 @@ class IdTable(nn.Module):
         else:
             found = [F.embedding(rows_n, table_VE) for table_VE in tables]
         first_order_n1 = None if self.first_order is None else found.pop()
-        return (found[0] if found else self.weight.new_empty(len(rows_n), 0)), first_order_n1
+        if self.weight is None:
+            return torch.empty(len(rows_n), 0, device=rows_n.device), first_order_n1
+        return found[0], first_order_n1

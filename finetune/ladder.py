@@ -22,9 +22,9 @@ from data_prep.dataset import open_dataset
 from finetune import run_folder
 from finetune.compare import Comparison, Spread
 from finetune.content import open_content
-from finetune.data import check_splits
 from finetune.fit import Inputs, fit
 from finetune.settings import FitConfig, LadderConfig, TrainerConfig
+from finetune.splits import check_splits
 
 logger = logging.getLogger(__name__)
 

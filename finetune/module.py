@@ -9,16 +9,19 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
 from finetune.batches import Batch, CtrTable, EvalBatches, TrainBatches
-from finetune.metrics import auc, gauc, log_loss
+from finetune.metrics import auc, log_loss
 from finetune.model import CtrModel
+from finetune.objective import Objective, batch_label
 from finetune.row_adam import RowSparseAdamW, average_over_ranks, clip_norm
 from finetune.settings import TrainConfig
+from finetune.task_metrics import all_figures, monitored
 
+MONITOR = "val/monitor"
+"""Of a run on the click alone its AUC; see `monitored`."""
 Epoch = dict[str, float]
 
 _TRAIN_AUC_ROWS = 1 << 20  # the latest impressions of an epoch that its training AUC is about
@@ -32,6 +35,7 @@ class CtrModule(pl.LightningModule):
         model: CtrModel,
         config: TrainConfig,
         *,
+        objective: Objective,
         train: CtrTable,
         valid: CtrTable,
         seed: int,
@@ -39,6 +43,7 @@ class CtrModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.model = model
+        self.objective = objective
         self.config = config
         self.encoder_lr = encoder_lr
         self.train_table = train
@@ -48,7 +53,7 @@ class CtrModule(pl.LightningModule):
         self._train_logits: list[Tensor] = []
         self._train_labels: list[Tensor] = []
         self._clocks = self._spent = (0.0, 0.0)
-        self._valid_logits: list[Tensor] = []
+        self._valid_outputs: list[Tensor] = []
         model.fields.sums_squares = config.id_l2 > 0
         table = model.fields.table
         table.sparse_gradient = config.id_optimizer == "sparse"
@@ -80,18 +85,22 @@ class CtrModule(pl.LightningModule):
         """Move every tensor of a batch."""
         return batch if device.type == "cpu" else batch.to(device)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW with ids, dense and content parts, and a tuned encoder at speeds of their own.
-
-        The tables have no weight decay: Adam would shrink the rows of rare ids at full speed,
-        whatever the coefficient. `id_l2` penalises the rows a batch touches instead.
-        """
+    def on_fit_start(self) -> None:
+        """Refuse a strategy that takes no sparse gradients."""
         sparse, strategy = self.model.fields.table.sparse_gradient, self.trainer.strategy
         if sparse and not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
             raise ValueError(
                 f"train.id_optimizer: found sparse with {type(strategy).__name__}, expected dense, "
                 "as sparse gradients go through one device or DDP; set train.id_optimizer: dense"
             )
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW with ids, dense and content parts, and a tuned encoder at speeds of their own.
+
+        The tables have no weight decay: Adam would shrink the rows of rare ids at full speed,
+        whatever the coefficient. `id_l2` penalises the rows a batch touches instead.
+        """
+        sparse = self.model.fields.table.sparse_gradient
         ids, encoder = self.model.fields.id_tables(), self.model.fields.encoder_parameters()
         apart = {id(one) for one in [*self.model.fields.table.parameters(), *ids, *encoder]}
         dense = [p for p in self.model.parameters() if p.requires_grad and id(p) not in apart]
@@ -102,6 +111,7 @@ class CtrModule(pl.LightningModule):
         ]
         if encoder:
             groups.append({"params": encoder, "lr": self.encoder_lr, "weight_decay": decay})
+        groups += self.objective.parameter_groups(self.config)
         return RowSparseAdamW(groups) if sparse else torch.optim.AdamW(groups, fused=True)
 
     def on_after_backward(self) -> None:
@@ -142,19 +152,22 @@ class CtrModule(pl.LightningModule):
                 optimizer.state.pop(table, None)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Log loss plus the penalty of the ids that were read."""
+        """The objective's loss plus the penalty of the ids that were read."""
         batch = self._drop_ids(batch)
-        scored = self.model(batch)
-        loss = F.binary_cross_entropy_with_logits(scored.logit_B, batch.label_B)
-        self._train_logits.append(scored.logit_B.detach())
-        self._train_labels.append(batch.label_B)
-        if len(self._train_logits) * len(batch.label_B) > _TRAIN_AUC_ROWS:
-            del self._train_logits[0], self._train_labels[0]
-        self.log("train/logloss", loss, on_step=True, on_epoch=False)
-        if self.config.id_l2 == 0:
-            return loss
-        penalty: Tensor = self.config.id_l2 * scored.id_square_sum / len(batch.label_B)
-        return loss + penalty
+        step = self.objective(self.model, batch)
+        first = self.model.tasks[0]
+        if first.is_binary and not self.model.has_arms:
+            self._train_logits.append(step.scored.logit_B.detach())
+            self._train_labels.append(batch_label(batch, first.name))
+            if len(self._train_logits) * len(batch.label_B) > _TRAIN_AUC_ROWS:
+                del self._train_logits[0], self._train_labels[0]
+        self.log("train/loss", step.loss, on_step=True, on_epoch=False)
+        for name, value in step.task_losses.items():
+            self.log(f"train/{name}/loss", value, on_step=True, on_epoch=False)
+        loss: Tensor = step.loss
+        if self.config.id_l2 > 0:
+            loss = loss + self.config.id_l2 * step.scored.id_square_sum / len(batch.label_B)
+        return loss
 
     def on_validation_start(self) -> None:
         """Stop the clocks: validation has its own time."""
@@ -185,26 +198,28 @@ class CtrModule(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect scores; AUC needs all of them."""
-        self._valid_logits.append(self.model(batch).logit_B + self.model.logit_shift)
+        self._valid_outputs.append(self.model(batch).output_BO)
 
     def on_validation_epoch_end(self) -> None:
-        """AUC and log loss of training so far this epoch and of the validation split."""
-        score = torch.sigmoid(torch.cat(self._valid_logits).float()).cpu().numpy()
-        self._valid_logits.clear()
+        """Figures of training so far this epoch and of the validation split."""
+        output_NO = torch.cat(self._valid_outputs).float().cpu()
+        self._valid_outputs.clear()
         if self.trainer.sanity_checking:
             return
-        label = self.valid_table.impressions.label_N.numpy()
-        user = self.valid_table.impressions.user_N.numpy()
         row: Epoch = {"epoch": float(self.current_epoch + 1)}
         if self._train_logits:
             train_score = torch.sigmoid(torch.cat(self._train_logits).float()).cpu().numpy()
             train_label = torch.cat(self._train_labels).cpu().numpy()
             row["train/auc"] = auc(train_label, train_score)
             row["train/logloss"] = log_loss(train_label, train_score)
-            row |= self._speed()
-        row["val/auc"] = auc(label, score)
-        row["val/gauc"] = gauc(user, label, score_N=score).value
-        row["val/logloss"] = log_loss(label, score)
+        row |= self._speed()
+        tasks = self.model.tasks
+        figures = all_figures(tasks, self.valid_table.impressions, self.model.read(output_NO))
+        row |= {f"val/{name}": value for name, value in figures[tasks[0].name].items()}
+        if len(figures) > 1:
+            for task, values in figures.items():
+                row |= {f"val/{task}/{name}": value for name, value in values.items()}
+        row[MONITOR] = monitored(tasks, figures, self.config.monitor)
         self._train_logits.clear()
         self._train_labels.clear()
         self.history.append(row)
@@ -216,10 +231,11 @@ class CtrModule(pl.LightningModule):
             },
             prog_bar=True,
         )
-        if math.isnan(row["val/auc"]):
+        if math.isnan(row[MONITOR]):
             raise ValueError(
-                "validation AUC is not a number: the validation split has clicks only or none; "
-                "move the cut-offs and re-run python -m data_prep shard"
+                "validation AUC is not a number: the validation split has clicks only or none of "
+                f"{self.config.monitor or [task.name for task in tasks]}; move the cut-offs and "
+                "re-run python -m data_prep shard"
             )
 
     def load_best(self, checkpoint: dict[str, Any]) -> None:

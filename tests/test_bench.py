@@ -19,6 +19,8 @@ SCRIPTS = (
     "debias",
     "ctr_speed",
     "ctr_ladder",
+    "video_ctr",
+    "kuairand_multitask",
 )
 CASES = (
     "shard_cases",
