@@ -27,7 +27,8 @@ from finetune.batches import CtrTable, TrainBatches
 from finetune.fit import Inputs, fit
 from finetune.model import CtrModel
 from finetune.module import CtrModule
-from finetune.row_adam import RowSparseAdamW, clip_norm
+from finetune.objective import Objective
+from finetune.row_adam import clip_norm
 from finetune.settings import FitConfig, HeadConfig, TrainConfig, TrainerConfig
 
 BATCH, WIDTH, HIDDEN, LR, CLIP = 4_096, 16, (256, 128, 64), 1e-3, 10.0
@@ -113,19 +114,11 @@ def measure_bare(case: SpeedCase, *, batches_only: bool) -> None:
         return
     torch.manual_seed(case.seed)
     model = CtrModel(config.head, data=inputs.data, content=None)
-    CtrModule(model, config.train, train=table, valid=table, seed=case.seed)  # its switches
-    ids = model.fields.table
-    of_table = {id(one) for one in ids.parameters()}
-    optimizer = RowSparseAdamW(
-        [
-            {"params": ids.tables, "lr": LR, "weight_decay": 0.0},
-            {
-                "params": [p for p in model.parameters() if id(p) not in of_table],
-                "lr": LR,
-                "weight_decay": 0.0,
-            },
-        ]
+    objective = Objective(config, data=inputs.data, tasks=model.tasks)
+    module = CtrModule(
+        model, config.train, objective=objective, train=table, valid=table, seed=case.seed
     )
+    optimizer = module.configure_optimizers()
     steps = min(case.steps, len(batches) - WARM_STEPS)
     running = iter(batches)
     for step in range(WARM_STEPS + steps):
@@ -134,7 +127,7 @@ def measure_bare(case: SpeedCase, *, batches_only: bool) -> None:
             loop.__enter__()
         batch = next(running)
         optimizer.zero_grad()
-        F.binary_cross_entropy_with_logits(model(batch).logit_B, batch.label_B).backward()
+        objective(model, batch).loss.backward()
         clip_norm(model.parameters(), CLIP)
         optimizer.step()
     loop.__exit__()
