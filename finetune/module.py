@@ -132,7 +132,8 @@ class CtrModule(pl.LightningModule):
         if not gradient_clip_val:
             return
         if self.model.fields.table.sparse_gradient and gradient_clip_algorithm in (None, "norm"):
-            clip_norm(self.model.parameters(), gradient_clip_val)
+            parameters = (one for group in optimizer.param_groups for one in group["params"])
+            clip_norm(parameters, gradient_clip_val)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 

@@ -51,6 +51,8 @@ class RowSparseAdamW(torch.optim.AdamW):
                 f"weight_decay of a table with sparse gradients: found {group['weight_decay']}, "
                 "expected 0, as it would walk the whole table; use train.id_l2"
             )
+        if group["lr"] == 0:  # the table has had its epochs
+            return
         assert table_VE.grad is not None
         grad = coalesced(table_VE.grad)
         rows_U, grad_UE = grad._indices()[0], grad._values()
@@ -59,8 +61,6 @@ class RowSparseAdamW(torch.optim.AdamW):
             state["step"] = torch.zeros((), dtype=torch.float32, device=table_VE.device)
             state["exp_avg"] = torch.zeros_like(table_VE)
             state["exp_avg_sq"] = torch.zeros_like(table_VE)
-        if group["lr"] == 0:  # the table has had its epochs
-            return
         whole = (table_VE, state["exp_avg"], state["exp_avg_sq"])
         part_UE, average_UE, square_UE = (one.index_select(0, rows_U) for one in whole)
         beta1, beta2 = group["betas"]
