@@ -93,9 +93,9 @@ class Dataset:
             reads=reads_of(sum(file.bytes for file in tars)),
         )
 
-    def impressions(self, split: Split) -> pa.Table:
+    def impressions(self, split: Split, *, columns: list[str] | None = None) -> pa.Table:
         """One split's impressions, ordered by time, user row and item row."""
-        return pq.read_table(self._impressions_path(split))
+        return pq.read_table(self._impressions_path(split), columns=columns)
 
     def impression_pieces(
         self, split: Split, *, columns: list[str] | None = None

@@ -31,7 +31,7 @@ from finetune.module import MONITOR, CtrModule
 from finetune.objective import Objective
 from finetune.reuse import reuse
 from finetune.settings import FitConfig, InputConfig
-from finetune.slices import slice_masks
+from finetune.slices import slice_columns, slice_masks
 from finetune.tasks import as_json, learn_tasks
 from finetune.warm_start import grown_vocabulary, older_vocabulary
 from pretrain.look_ahead import looks_ahead
@@ -110,7 +110,9 @@ def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
 
     opened_before = inputs.data.test_opened
     judged = inputs.data.valid if config.judged_on == "valid" else inputs.data.open_test()
-    masks = slice_masks(inputs.dataset, inputs.dataset.impressions(config.judged_on))
+    columns = slice_columns(inputs.dataset)
+    shown = inputs.dataset.impressions(config.judged_on, columns=columns)
+    masks = slice_masks(inputs.dataset, shown)
 
     def judge(of: Content | None) -> Tested:
         features = of.features(inputs.data, judged) if of else None
