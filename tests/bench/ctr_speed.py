@@ -5,7 +5,8 @@
 One thread, batches of 4,096, twenty categorical fields, every case a process of its own, in turns.
 `ratio.fuxictr` and `ratio.fuxictr_10m` are rows a CPU second, ours / theirs, at 240 thousand and 10
 million ids; `ratio.mlp_floor` is CPU time a row, ours / the dense part alone on a given embedding
-output whose gradient is wanted; `ratio.loader` rows a CPU second of batches alone. At 10 million
+output whose gradient is wanted; `ratio.loader` rows a CPU second of batches alone.
+`auc_difference_ours_dense` is with dense Adam, the peer's arithmetic. At 10 million
 ids both train a few dozen steps, and ours hashes. `large` is one epoch of twenty times the rows
 under the same memory limit.
 """
@@ -90,8 +91,10 @@ def measure(args: SpeedArguments) -> Outcome:
         "rounds": args.rounds,
     }
     if args.with_peer:
-        pairs = zip(found["ours"], found["fuxictr"], strict=True)
-        more["auc_difference"] = statistics.median(a["auc"] - b["auc"] for a, b in pairs)
+        for name in ("ours", "ours_dense"):
+            pairs = zip(found[name], found["fuxictr"], strict=True)
+            apart = statistics.median(a["auc"] - b["auc"] for a, b in pairs)
+            more[f"auc_difference_{name}"] = apart
     if args.large_factor:
         more["large"] = _large(args, found["ours"])
     return Outcome(
@@ -106,7 +109,9 @@ def measure(args: SpeedArguments) -> Outcome:
 
 def _cases(args: SpeedArguments) -> list[Case]:
     folder = _world(args, num_rows=args.num_rows, values=VALUES)
-    ours = [_ours(name, folder, args) for name in ("ours", "ours_bare", "ours_loader")]
+    ours = [
+        _ours(name, folder, args) for name in ("ours", "ours_dense", "ours_bare", "ours_loader")
+    ]
     floors = [_ours(name, folder, args) for name in ("mlp_floor", "mlp_floor_no_input_gradient")]
     theirs = [_theirs(name, folder, args) for name in ("fuxictr", "fuxictr_loader")]
     return (

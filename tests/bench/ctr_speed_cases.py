@@ -3,7 +3,8 @@
     python tests/bench/ctr_speed_cases.py ours --dataset_dir DIR
 
 `ours` is `finetune.fit.fit` itself, one epoch, whose module counts the CPU time of its training
-steps and of their batches; `ours_bare` the same table, batches, model and optimiser in a bare loop;
+steps and of their batches; `ours_dense` the same with dense Adam, which is FuxiCTR's arithmetic;
+`ours_bare` the same table, batches, model and optimiser in a bare loop;
 `ours_loader` the batches alone; `mlp_floor` the dense part on a given embedding output that wants a
 gradient, as an embedding's output does; `mlp_floor_no_input_gradient` without.
 """
@@ -16,6 +17,7 @@ import tempfile
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +51,9 @@ class SpeedCase:
     """Steps of the bare loop and of the floor."""
 
 
-def fit_config(case: SpeedCase, out_dir: Path) -> FitConfig:
+def fit_config(
+    case: SpeedCase, out_dir: Path, *, id_optimizer: Literal["sparse", "dense"] = "sparse"
+) -> FitConfig:
     """DeepFM with the issue's sizes, and nothing that FuxiCTR's does not do."""
     names = ["user_id", "item_id", *(f"c{place:02d}" for place in range(2, NUM_FIELDS))]
     return FitConfig(
@@ -70,16 +74,17 @@ def fit_config(case: SpeedCase, out_dir: Path) -> FitConfig:
             weight_decay=0.0,
             id_l2=0.0,
             id_dropout=0.0,
+            id_optimizer=id_optimizer,
             grad_clip_norm=CLIP,
         ),
         trainer=TrainerConfig(accelerator="cpu", progress="none"),
     )
 
 
-def measure_ours(case: SpeedCase) -> None:
+def measure_ours(case: SpeedCase, *, id_optimizer: Literal["sparse", "dense"]) -> None:
     """A whole run; its own clocks count the training epoch."""
     with tempfile.TemporaryDirectory() as folder:
-        record = fit(fit_config(case, Path(folder)))
+        record = fit(fit_config(case, Path(folder), id_optimizer=id_optimizer))
     epoch = record["valid"]
     print(
         json.dumps(
@@ -161,7 +166,8 @@ def measure_floor(case: SpeedCase, *, input_gradient: bool) -> None:
 
 def main() -> None:
     """Run one case."""
-    names = ("ours", "ours_bare", "ours_loader", "mlp_floor", "mlp_floor_no_input_gradient")
+    names = ("ours", "ours_dense", "ours_bare", "ours_loader")
+    names += ("mlp_floor", "mlp_floor_no_input_gradient")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("case", choices=names)
     parser.add_argument("--dataset_dir", type=Path, required=True)
@@ -172,8 +178,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     case = SpeedCase(**{key: value for key, value in vars(args).items() if key != "case"})
-    if args.case == "ours":
-        measure_ours(case)
+    if args.case in ("ours", "ours_dense"):
+        measure_ours(case, id_optimizer="dense" if args.case == "ours_dense" else "sparse")
     elif args.case.startswith("mlp"):
         measure_floor(case, input_gradient=args.case == "mlp_floor")
     else:
