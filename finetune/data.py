@@ -77,10 +77,14 @@ class CtrData:
     """How often the test split was read; a run may open it once, at its end."""
 
     @staticmethod
-    def learn(dataset: Dataset, inputs: InputConfig) -> "CtrData":
-        """Build the vocabulary from the training split and refuse empty splits."""
-        check_splits(dataset)
-        train = read_split(dataset, "train")
+    def learn(dataset: Dataset, inputs: InputConfig, train: pa.Table | None = None) -> "CtrData":
+        """Build the vocabulary from the training split and refuse empty splits.
+
+        With `train` from those impressions instead, where days take the place of splits.
+        """
+        if train is None:
+            check_splits(dataset)
+            train = read_split(dataset, "train")
         features = dataset.manifest.features
         rows: dict[Owner, NDArray[np.integer]] = {
             "user": train["user_row"].to_numpy(),
