@@ -20,6 +20,7 @@ from finetune import run_folder
 from finetune.batches import CtrTable
 from finetune.daily_settings import DailyConfig, DailyMode
 from finetune.data import CtrData, read_split
+from finetune.fit import quiet_lightning
 from finetune.model import CtrModel
 from finetune.module import CtrModule
 from finetune.objective import Objective
@@ -47,6 +48,7 @@ def daily(config: DailyConfig) -> dict[str, Any]:
     """Run every mode over all days; writes and returns metrics.json's content."""
     from finetune.report_daily import write_report
 
+    quiet_lightning()
     dataset = open_dataset(config.dataset_dir)
     days = by_day(dataset, day_starts_at=config.day_starts_at)
     if len(days) <= config.first_days:
@@ -77,11 +79,11 @@ def daily(config: DailyConfig) -> dict[str, Any]:
             logger.info("%s, %s: %s", names[place], mode, figures)
         if place + 1 == len(names):
             break
+        known = pa.concat_tables([days[name] for name in names[: place + 1]])
         for mode in config.modes:
             if mode == "incremental":
-                models[mode] = train_on(config, dataset, day, models[mode])
+                models[mode] = train_on(config, dataset, day, known=known, older=models[mode])
             elif mode == "retrained":
-                known = pa.concat_tables([days[name] for name in names[: place + 1]])
                 models[mode] = train_new(config, dataset, known)
     found = {
         "dataset": dataset.manifest.name,
@@ -119,13 +121,15 @@ def train_new(config: DailyConfig, dataset: Dataset, known: pa.Table) -> Trained
     return Trained(data, tasks, model, seconds, data.vocabulary.num_rows)
 
 
-def train_on(config: DailyConfig, dataset: Dataset, day: pa.Table, older: Trained) -> Trained:
+def train_on(
+    config: DailyConfig, dataset: Dataset, day: pa.Table, *, known: pa.Table, older: Trained
+) -> Trained:
     """Yesterday's model goes on with one more day; the optimiser starts anew.
 
-    A value of the day is new where it is seen `min_count` times that day; scales of labels and of
-    numbers stay those of the first days.
+    A value is new once all known days have it `min_count` times; scales of labels and of numbers
+    stay those of the first days.
     """
-    data = CtrData.learn(dataset, config, train=day)
+    data = CtrData.learn(dataset, config, train=known)
     data.vocabulary = grown_vocabulary(older.data.vocabulary, data.vocabulary)
     data.train = data.encode(day)
     torch.manual_seed(config.seed)

@@ -80,8 +80,14 @@ def test_a_day_adds_its_new_values_and_keeps_the_others(
 ) -> None:
     days = list(by_day(dataset, day_starts_at=0.0).values())
     first = train_new(config, dataset, pa.concat_tables(days[:10]))
-    second = train_on(config, dataset, days[10], first)
+    known = pa.concat_tables(days[:11])
+    second = train_on(config, dataset, days[10], known=known, older=first)
     assert second.new_values > 0
+    assert len(second.data.train) == days[10].num_rows
+    every = train_new(config, dataset, known).data.vocabulary
+    assert [set(one.values) for one in second.data.vocabulary.categorical] == [
+        set(one.values) for one in every.categorical
+    ]
     for before, after in zip(
         first.data.vocabulary.categorical, second.data.vocabulary.categorical, strict=True
     ):
