@@ -48,17 +48,11 @@ CHOICE_SEED = 100
 NUM_RESAMPLES = 500
 ID_L2 = (1e-3, 1e-2)
 """What a model of one label chooses between; the larger one is that of several."""
-LIKE_WEIGHT = 16.0
-"""Weight of the rare label in the heads of several: a log loss near its base rate is small, and so
-are its gradients in what the labels share. Chosen by hand on validation, seed 100, of 1, 5, 8, 16
-and 20."""
 HEAD = HeadConfig(
     name="shared_bottom",
     embedding_width=16,
     hidden=(64, 32),
     tower_hidden=(16,),
-    num_experts=3,
-    task_experts=1,
 )
 TRAIN = TrainConfig(batch_size=2048, max_epochs=8, patience=2)
 
@@ -71,6 +65,18 @@ class Settings:
 
     id_l2: float
     like_weight: float = 1.0
+    """Of the rare label among several: a log loss near its base rate is small, and so are its
+    gradients in what the labels share."""
+    num_experts: int = 3
+    task_experts: int = 1
+
+
+OF_SEVERAL = {
+    "mmoe": Settings(id_l2=ID_L2[-1], like_weight=16.0),
+    "ple": Settings(id_l2=ID_L2[-1], like_weight=8.0, num_experts=1, task_experts=2),
+}
+"""Chosen by hand on validation, seeds 100 and 0: of like weights 1, 5, 8, 16 and 20, of ple with 3
+and 1, 1 and 2, 1 and 1 experts shared and of each task's own, and of a few learning rates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +92,7 @@ class System:
         """Settings to choose from."""
         if len(self.labels) == 1:
             return [Settings(id_l2=id_l2) for id_l2 in ID_L2]
-        return [Settings(id_l2=ID_L2[-1], like_weight=LIKE_WEIGHT)]
+        return [OF_SEVERAL[self.name]]
 
 
 SYSTEMS = [
@@ -150,7 +156,12 @@ def run_dir(
         out_dir=folder,
         seed=seed,
         tasks=tasks,
-        head=dataclasses.replace(base.head, name=system.head),
+        head=dataclasses.replace(
+            base.head,
+            name=system.head,
+            num_experts=settings.num_experts,
+            task_experts=settings.task_experts,
+        ),
         train=dataclasses.replace(base.train, id_l2=settings.id_l2),
     )
     if not is_finished(config):
