@@ -77,10 +77,14 @@ class CtrData:
     """How often the test split was read; a run may open it once, at its end."""
 
     @staticmethod
-    def learn(dataset: Dataset, inputs: InputConfig) -> "CtrData":
-        """Build the vocabulary from the training split and refuse empty splits."""
-        check_splits(dataset)
-        train = read_split(dataset, "train")
+    def learn(dataset: Dataset, inputs: InputConfig, train: pa.Table | None = None) -> "CtrData":
+        """Build the vocabulary from the training split and refuse empty splits.
+
+        With `train` from those impressions instead, where days take the place of splits.
+        """
+        if train is None:
+            check_splits(dataset)
+            train = read_split(dataset, "train")
         features = dataset.manifest.features
         rows: dict[Owner, NDArray[np.integer]] = {
             "user": train["user_row"].to_numpy(),
@@ -182,6 +186,9 @@ class CtrData:
             name for name in (*features.label, *features.exposure) if name in table.schema.names
         ]
         found = {name: torch.from_numpy(table[name].to_numpy().copy()) for name in names}
+        for name, kind in features.label.items():
+            if name in found:
+                _check_outcome(found[name], kind, f"{self.dataset.dir}: label {name}")
         return {
             name: values_N.long() if name == "position" else values_N.float()
             for name, values_N in found.items()
@@ -217,6 +224,19 @@ class CtrData:
             rows_RM[-1, 0] = one.offset
             lists.append(torch.from_numpy(rows_RM))
         return Catalogue(ids_RF, numeric_RK, lists)
+
+
+def _check_outcome(values_N: Tensor, kind: str, where: str) -> None:
+    """Refuse what `data_prep shard` would have set aside."""
+    if kind == "binary":
+        good, expected = bool(((values_N == 0) | (values_N == 1)).all()), "0 and 1"
+    else:
+        good, expected = bool(torch.isfinite(values_N).all()), "finite numbers"
+    if not good:
+        raise ValueError(
+            f"{where}: found other values than {expected}, expected a dataset of python -m "
+            "data_prep shard, which sets such rows aside; run it again"
+        )
 
 
 def check_splits(dataset: Dataset) -> None:

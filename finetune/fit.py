@@ -80,7 +80,7 @@ def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
     started = time.monotonic()
     inputs = inputs or Inputs.open(config)
     content, train, valid = inputs.tables(config)
-    _quiet_lightning()
+    quiet_lightning()
     torch.manual_seed(config.seed)
     tasks = learn_tasks(config.tasks, inputs.data)
     model = CtrModel(config.head, data=inputs.data, content=content, tasks=tasks)
@@ -243,7 +243,7 @@ def _write(
         save_file(state, config.out_dir / run_folder.CONTENT_FILE)
 
 
-def _quiet_lightning() -> None:
+def quiet_lightning() -> None:
     """Twelve runs in a ladder need not say twelve times that there is no GPU."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     hints = (

@@ -55,8 +55,19 @@ def take_over(model: CtrModel, vocabulary: Vocabulary, run_dir: Path) -> int:
 
     A new value starts as its field's unknown value, which the older run has trained.
     """
-    old_vocabulary = older_vocabulary(run_dir)
-    weights = load_file(run_dir / run_folder.WEIGHTS_FILE)
+    older, weights = older_vocabulary(run_dir), load_file(run_dir / run_folder.WEIGHTS_FILE)
+    return take_over_weights(model, vocabulary, weights, older=older, source=str(run_dir))
+
+
+def take_over_weights(
+    model: CtrModel,
+    vocabulary: Vocabulary,
+    weights: dict[str, Tensor],
+    *,
+    older: Vocabulary,
+    source: str,
+) -> int:
+    """The same from weights in memory; `source` says in an error whose they are."""
     own = model.state_dict()
     apart = [
         name
@@ -68,12 +79,12 @@ def take_over(model: CtrModel, vocabulary: Vocabulary, run_dir: Path) -> int:
         apart.append(TABLE)
     if apart:
         raise ValueError(
-            f"{run_dir}: found a model with other weights than this one ({', '.join(sorted(apart))}"
+            f"{source}: found a model with other weights than this one ({', '.join(sorted(apart))}"
             "), expected the same head, rung and tasks; correct the config, or start anew"
         )
-    weights[TABLE] = grown_table(weights[TABLE], old_vocabulary, vocabulary)
-    model.load_state_dict(weights)
-    return vocabulary.num_rows - old_vocabulary.num_rows
+    grown = grown_table(weights[TABLE], older, vocabulary)
+    model.load_state_dict(weights | {TABLE: grown})
+    return vocabulary.num_rows - older.num_rows
 
 
 def grown_table(table_RO: Tensor, old: Vocabulary, new: Vocabulary) -> Tensor:
