@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +31,7 @@ from data_prep.records import Split as SplitName
 from finetune.columns import MappedColumns, Piece, columns_in_memory, write_columns
 from finetune.histories import Histories, history_ends
 from finetune.settings import InputConfig
-from finetune.splits import check_splits, split_pieces
+from finetune.splits import check_outcome, check_splits, split_pieces
 from finetune.vocabulary import (
     ID_FIELDS,
     CategoricalField,
@@ -114,10 +115,15 @@ class CtrData:
     """How often the test split was read; a run may open it once, at its end."""
 
     @staticmethod
-    def learn(dataset: Dataset, inputs: InputConfig) -> "CtrData":
-        """Build the vocabulary from the training split and refuse empty splits."""
-        check_splits(dataset)
-        return CtrData.of(dataset, learn_vocabulary(dataset, inputs), inputs)
+    def learn(dataset: Dataset, inputs: InputConfig, train: pa.Table | None = None) -> "CtrData":
+        """Build the vocabulary from the training split and refuse empty splits.
+
+        With `train` from those impressions instead, where days take the place of splits.
+        """
+        if train is None:
+            check_splits(dataset)
+        pieces = split_pieces(dataset, "train") if train is None else [train]
+        return CtrData.of(dataset, learn_vocabulary(dataset, inputs, pieces), inputs)
 
     @staticmethod
     def of(dataset: Dataset, vocabulary: Vocabulary, inputs: InputConfig) -> "CtrData":
@@ -269,6 +275,9 @@ class CtrData:
     def _outcomes(self, table: pa.Table) -> Piece:
         """What is never an input; impressions to be scored have none of it."""
         features = self.dataset.manifest.features
+        for name, kind in features.label.items():
+            if name in table.schema.names:
+                check_outcome(table[name], kind, f"{self.dataset.dir}: label {name}")
         return {
             f"{_OUTCOME}{name}": table[name]
             .to_numpy()
@@ -298,8 +307,10 @@ class CtrData:
         return Catalogue(ids_RF, numeric_RK, lists)
 
 
-def learn_vocabulary(dataset: Dataset, inputs: InputConfig) -> Vocabulary:
-    """Count the training split piece by piece, then users and items by how often they occur."""
+def learn_vocabulary(
+    dataset: Dataset, inputs: InputConfig, pieces: Iterable[pa.Table]
+) -> Vocabulary:
+    """Count training impressions piece by piece, users and items by how often they occur."""
     features = dataset.manifest.features
     types: dict[Owner, dict[str, str]] = {
         "user": dict(features.user),
@@ -316,7 +327,7 @@ def learn_vocabulary(dataset: Dataset, inputs: InputConfig) -> Vocabulary:
         "user": np.zeros(dataset.num_users, np.int64),
         "item": np.zeros(dataset.num_items, np.int64),
     }
-    for table in split_pieces(dataset, "train"):
+    for table in pieces:
         for owner, count_R in occurs.items():
             count_R += np.bincount(table[f"{owner}_row"].to_numpy(), minlength=len(count_R))
         once = np.ones(table.num_rows, np.int64)

@@ -82,7 +82,7 @@ def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
     keep_freed_memory()
     inputs = inputs or Inputs.open(config)
     content, train, valid = inputs.tables(config)
-    _quiet_lightning()
+    quiet_lightning()
     torch.manual_seed(config.seed)
     tasks = learn_tasks(config.tasks, inputs.data)
     model = CtrModel(
@@ -254,7 +254,7 @@ def _write(
         save_file(state, config.out_dir / run_folder.CONTENT_FILE)
 
 
-def _quiet_lightning() -> None:
+def quiet_lightning() -> None:
     """Twelve runs in a ladder need not say twelve times that there is no GPU."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     hints = (

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -39,3 +40,22 @@ def split_pieces(dataset: Dataset, split: SplitName) -> Iterator[pa.Table]:
             )
         yield table
     _check_not_empty(dataset, split, num_rows)
+
+
+def read_split(dataset: Dataset, split: SplitName) -> pa.Table:
+    """One split's impressions at once."""
+    return pa.concat_tables(list(split_pieces(dataset, split)))
+
+
+def check_outcome(column: pa.ChunkedArray, kind: str, where: str) -> None:
+    """Refuse what `data_prep shard` would have set aside."""
+    value_N = column.to_numpy().astype(np.float64)
+    if kind == "binary":
+        good, expected = bool(((value_N == 0) | (value_N == 1)).all()), "0 and 1"
+    else:
+        good, expected = bool(np.isfinite(value_N).all()), "finite numbers"
+    if not good:
+        raise ValueError(
+            f"{where}: found other values than {expected}, expected a dataset of python -m "
+            "data_prep shard, which sets such rows aside; run it again"
+        )

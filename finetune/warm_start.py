@@ -70,8 +70,20 @@ def take_over(model: CtrModel, vocabulary: Vocabulary, run_dir: Path) -> int:
 
     A new value starts as its field's unknown value, which the older run has trained.
     """
-    old_vocabulary = older_vocabulary(run_dir)
-    weights = load_file(run_dir / run_folder.WEIGHTS_FILE)
+    older, weights = older_vocabulary(run_dir), load_file(run_dir / run_folder.WEIGHTS_FILE)
+    return take_over_weights(model, vocabulary, weights, older=older, source=str(run_dir))
+
+
+def take_over_weights(
+    model: CtrModel,
+    vocabulary: Vocabulary,
+    weights: dict[str, Tensor],
+    *,
+    older: Vocabulary,
+    source: str,
+) -> int:
+    """The same from weights in memory; `source` says in an error whose they are."""
+    weights = dict(weights)
     own = model.state_dict()
     apart = [
         name
@@ -81,14 +93,14 @@ def take_over(model: CtrModel, vocabulary: Vocabulary, run_dir: Path) -> int:
     ]  # fmt: skip
     if apart:
         raise ValueError(
-            f"{run_dir}: found a model with other weights than this one ({', '.join(sorted(apart))}"
+            f"{source}: found a model with other weights than this one ({', '.join(sorted(apart))}"
             "), expected the same head, rung and tasks; correct the config, or start anew"
         )
     for name in TABLES:
         if name in weights:
-            weights[name] = grown_table(weights[name], old_vocabulary, vocabulary)
+            weights[name] = grown_table(weights[name], older, vocabulary)
     model.load_state_dict(weights)
-    return vocabulary.num_rows - old_vocabulary.num_rows
+    return vocabulary.num_rows - older.num_rows
 
 
 def grown_table(table_RO: Tensor, old: Vocabulary, new: Vocabulary) -> Tensor:
