@@ -58,7 +58,7 @@ def on_one_rank(two_ranks: ModuleType) -> dict[str, dict[str, Tensor]]:
 
 def rounding(tensor: Tensor) -> float:
     """What float32 sums in another order may differ by: small gradients are sums of large terms."""
-    return 1e-6 * max(1.0, float(tensor.abs().max()))
+    return 4e-6 * max(1.0, float(tensor.abs().max()))
 
 
 @pytest.mark.parametrize("run", RUNS)

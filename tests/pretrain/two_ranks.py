@@ -87,7 +87,9 @@ def make_model() -> TwoSpaceModel:
     )
     model = TwoSpaceModel(config, backbones={}, feature_widths=WIDTHS, num_items=NUM_ITEMS)
     assert model.ids is not None
-    nn.init.normal_(model.ids.weight, std=0.1)
+    for parameter in model.parameters():  # away from the zeros and small numbers of the start
+        if parameter.abs().max() < 0.01:
+            nn.init.normal_(parameter, std=0.1)
     return model
 
 
