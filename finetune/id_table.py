@@ -90,7 +90,7 @@ class IdTable(nn.Module):
 
     def __init__(self, num_rows: int, width: int, *, first_order: bool) -> None:
         super().__init__()
-        self.width = width
+        self.num_rows = num_rows
         self.weight: nn.Parameter | None = None
         if width:
             self.weight = nn.Parameter(torch.empty(num_rows, width))

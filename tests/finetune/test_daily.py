@@ -92,7 +92,7 @@ def test_a_day_adds_its_new_values_and_keeps_the_others(
         first.data.vocabulary.categorical, second.data.vocabulary.categorical, strict=True
     ):
         assert after.values[: len(before.values)] == before.values
-    assert second.model.fields.table.num_embeddings == second.data.vocabulary.num_rows
+    assert second.model.fields.table.num_rows == second.data.vocabulary.num_rows
 
 
 def test_days_of_several_labels_have_the_figures_of_each(
