@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from data_prep.dataset import Dataset
 from finetune.batches import Batch
 from finetune.code_fields import CodeFields
-from finetune.content import SIMILARITIES, Content, cosines
+from finetune.content import SIMILARITIES, Content, summarised
 from finetune.content_items import FrozenItems, TunedItems
 from finetune.fields import ContentProjection, NumericFields
 from finetune.heads.din import ActivationUnit
@@ -156,8 +156,10 @@ class ContentFields(nn.Module):
         known_BL = (batch.history_BL >= 0) & present_n[history_BL]
         similarity_BS = batch.similarity_BS
         if isinstance(self.items, TunedItems):  # the vectors have moved since it was made
-            similarity_BS = cosines(
-                vector_nW[target_B], vector_nW[history_BL], known_BL, user_BW=batch.user_vector_BW
+            target_BW = vector_nW[target_B]
+            cosine_BL = torch.einsum("blw,bw->bl", vector_nW[history_BL], target_BW)
+            similarity_BS = summarised(
+                cosine_BL, known_BL, target_BW=target_BW, user_BW=batch.user_vector_BW
             )
             similarity_BS = (similarity_BS - self.mean_S) / self.std_S
         return ContentBatch(

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from data_prep.dataset import Dataset, open_dataset
 from finetune import run_folder
 from finetune.batches import CtrTable
-from finetune.content import Content, open_content
+from finetune.content import Content, ContentFeatures, open_content
 from finetune.data import CtrData, Impressions
 from finetune.knock_outs import knock_outs
 from finetune.make import train_make
@@ -40,6 +40,8 @@ class Inputs:
     data: CtrData
     content: dict[str, tuple[Content, CtrTable, CtrTable]] = field(default_factory=dict)
     """Rungs whose vectors do not depend on the seed, with their training and validation tables."""
+    made: dict[str, dict[bytes, ContentFeatures]] = field(default_factory=dict)
+    """User vectors and cosines of the splits, which rungs on the same vectors share."""
 
     @staticmethod
     def open(config: InputConfig) -> "Inputs":
@@ -53,6 +55,8 @@ class Inputs:
             return self.content[config.rung]
         content = open_content(config.rung, config, dataset=self.dataset, seed=config.seed)
         data = self.data
+        if content is not None and not content.rung.knows_seed:
+            content.made = self.made.setdefault(content.rung.vectors, {})
         of_train = content.fit(data) if content else None
         of_valid = content.features(data, data.valid) if content else None
         train = CtrTable(data.train, data.users, data.items, of_train)

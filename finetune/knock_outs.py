@@ -41,6 +41,6 @@ def knock_outs(
         items.item_IW = item_IW.to(whole.device)
         try:
             name = "+".join(blind.without)
-            yield name, dataclasses.replace(content, item_IW=item_IW, event_ID=event_ID)
+            yield name, dataclasses.replace(content, item_IW=item_IW, event_ID=event_ID, made={})
         finally:
             items.item_IW = whole

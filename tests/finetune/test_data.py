@@ -93,7 +93,8 @@ def test_similarities_equal_a_slow_twin(
     fake_release: object,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("finetune.content.CHUNK_BYTES", 5_000)  # several chunks
+    for module in ("content", "pair_cosines"):
+        monkeypatch.setattr(f"finetune.{module}.CHUNK_BYTES", 5_000)  # several chunks
     content = open_content(rung, fit_config, dataset=data.dataset, seed=3)
     assert content is not None
     content.fit(data)
