@@ -53,6 +53,8 @@ class ContentOutput:
     history_BLO: Tensor | None
     id_square_sum: Tensor
     """Sum of squares of the rows of the code table that were read, for their penalty."""
+    square_sum: Tensor
+    """Sum of squares of the other fields, for theirs."""
 
 
 class ContentAttention(nn.Module):
@@ -187,8 +189,10 @@ class ContentFields(nn.Module):
             with torch.no_grad():
                 made_BH, _ = self.make(items)
             fields.append(self.make_field(made_BH)[:, None])
-        square_sum = fields[0].new_zeros(())
+        square_sum = torch.cat(fields, dim=1).square().sum()
+        id_square_sum = torch.zeros_like(square_sum)
         if self.codes is not None:
-            code_BFO, square_sum = self.codes(batch.item_B, batch.history_BL)
+            code_BFO, id_square_sum = self.codes(batch.item_B, batch.history_BL)
             fields.append(code_BFO)
-        return ContentOutput(torch.cat(fields, dim=1), target_BO, history_BLO, square_sum)
+        fields_BFO = torch.cat(fields, dim=1)
+        return ContentOutput(fields_BFO, target_BO, history_BLO, id_square_sum, square_sum)

@@ -120,8 +120,8 @@ class FieldEmbedding(nn.Module):
         if self.content is not None and self.content.codes is not None:
             self.content.codes.reset()
 
-    def forward(self, batch: Batch) -> tuple[HeadInputs, Tensor]:
-        """The head's inputs, and the sum of squares of the table's rows that were read."""
+    def forward(self, batch: Batch) -> tuple[HeadInputs, Tensor, Tensor]:
+        """The head's inputs, and sums of squares: of the tables' rows read, of content fields."""
         ids_BFO = self.table(batch.ids_BF)
         fields = [ids_BFO, self.numeric(batch.numeric_BK)]
         fields += [self._mean_of(rows_BM)[:, None] for rows_BM in batch.multi]
@@ -133,10 +133,12 @@ class FieldEmbedding(nn.Module):
         if self.pool_history:
             fields.append(_masked_mean(history_ids_BLO, mask_BL)[:, None])
         square_sum = ids_BFO.square().sum()
+        content_square_sum = torch.zeros_like(square_sum)
         if self.content is not None:
             content = self.content(batch)
             fields.append(content.fields_BFO)
             square_sum = square_sum + content.id_square_sum
+            content_square_sum = content.square_sum
             if content.target_BO is not None:
                 target_BH = torch.cat([target_BH, content.target_BO[:, : self.width]], dim=-1)
                 content_BLE = content.history_BLO[..., : self.width]
@@ -153,7 +155,7 @@ class FieldEmbedding(nn.Module):
             history_BLH=history_BLH,
             history_mask_BL=mask_BL,
         )
-        return inputs, square_sum
+        return inputs, square_sum, content_square_sum
 
     def _mean_of(self, rows_BM: Tensor) -> Tensor:
         """Mean of a list's vectors, [B, O]; -1 is padding."""

@@ -25,6 +25,8 @@ class Scored:
     logit_B: Tensor
     id_square_sum: Tensor
     """Sum of squares of the embedding rows read, for their penalty."""
+    content_square_sum: Tensor
+    """The same of the fields made of content; 0 on the rung `none`."""
 
 
 class CtrModel(nn.Module):
@@ -71,8 +73,8 @@ class CtrModel(nn.Module):
 
     def forward(self, batch: Batch) -> Scored:
         """Logits and what the penalty needs."""
-        inputs, id_square_sum = self.fields(batch)
-        return Scored(self.head(inputs), id_square_sum)
+        inputs, id_square_sum, content_square_sum = self.fields(batch)
+        return Scored(self.head(inputs), id_square_sum, content_square_sum)
 
     @torch.inference_mode()
     def predict(self, table: CtrTable) -> Tensor:

@@ -99,15 +99,18 @@ class CtrModule(pl.LightningModule):
                 optimizer.state.pop(table, None)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Log loss plus the penalty of the ids that were read."""
+        """Log loss plus the penalties of the ids that were read and of content."""
         batch = self._drop_ids(batch)
         scored = self.model(batch)
         loss = F.binary_cross_entropy_with_logits(scored.logit_B, batch.label_B)
         self._train_logits.append(scored.logit_B.detach())
         self._train_labels.append(batch.label_B)
         self.log("train/logloss", loss, on_step=True, on_epoch=False)
-        penalty: Tensor = self.config.id_l2 * scored.id_square_sum / len(batch.label_B)
-        return loss + penalty
+        config = self.config
+        penalty: Tensor = config.id_l2 * scored.id_square_sum
+        if config.content_l2:
+            penalty = penalty + config.content_l2 * scored.content_square_sum
+        return loss + penalty / len(batch.label_B)
 
     def _drop_ids(self, batch: Batch) -> Batch:
         """Replace some user and item ids by the unknown id, as for new users and items."""

@@ -152,7 +152,7 @@ def test_lr_has_one_weight_a_value(data: CtrData) -> None:
 def test_a_head_is_told_where_the_ids_of_user_and_item_are(data: CtrData) -> None:
     model = CtrModel(HeadConfig(name="finalmlp"), data=data, content=None)
     batch = table_of(data).batch(torch.arange(64))
-    inputs, _ = model.fields(batch)
+    inputs, _, _ = model.fields(batch)
     user, item = data.vocabulary.named("user_id"), data.vocabulary.named("item_id")
     for place, one in ((model.head.user_field, user), (model.head.item_field, item)):
         row_B = batch.ids_BF[:, place]

@@ -272,3 +272,28 @@ def test_ids_that_start_anew_each_epoch_do_not_remember_the_last(real_config: Fi
         return run_folder.Run.load(config.out_dir.parent / reset).history[-1]["train/auc"]
 
     assert last_epoch("never") > last_epoch("each_epoch") + 0.05
+
+
+def test_content_is_penalised_where_it_is_asked_and_never_on_ids_alone(
+    data: CtrData, real_config: FitConfig
+) -> None:
+    def penalty(rung: str, content_l2: float) -> torch.Tensor:
+        config = with_rung(real_config, rung)
+        train = dataclasses.replace(config.train, content_l2=content_l2, id_l2=0.0, id_dropout=0.0)
+        content = open_content(rung, config, dataset=data.dataset, seed=0)
+        features = content.fit(data) if content else None
+        table = CtrTable(data.train, data.users, data.items, features)
+        model = CtrModel(config.head, data=data, content=content).eval()
+        module = CtrModule(model, train, train=table, valid=table, seed=0)
+        module.log = lambda *_, **__: None
+        batch = table.batch(torch.arange(64))
+        with_it = module.training_step(batch, 0).item()
+        scored = model(batch)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(scored.logit_B, batch.label_B)
+        return with_it - loss.item(), scored.content_square_sum.item() / 64
+
+    assert penalty("none", 0.5)[0] == pytest.approx(0, abs=1e-6)
+    assert penalty("aligned", 0.0)[0] == pytest.approx(0, abs=1e-6)
+    found, mean_square = penalty("aligned", 0.5)
+    assert found == pytest.approx(0.5 * mean_square, rel=1e-3)
+    assert mean_square > 0
