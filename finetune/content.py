@@ -35,7 +35,6 @@ from pretrain.look_ahead import refuse_look_ahead
 if TYPE_CHECKING:
     from pretrain import Release
 
-SIMILARITIES = ("user_to_item", "history_max_to_item", "history_mean_to_item")
 CHUNK_BYTES = 64 << 20
 """Most bytes of gathered vectors held at once."""
 
@@ -49,7 +48,8 @@ class ContentFeatures:
     user_index_N: Tensor
     """Each impression's row of `user_UW`."""
     similarity_NS: Tensor
-    """Cosines as in SIMILARITIES, standardised; NaN where history or content is missing."""
+    """Cosines as in content_settings.SIMILARITIES, standardised; NaN where the history or content
+    is missing."""
     tiers_NT: Tensor | None = None
     """How many of the history's items are in each tier of similarity; None without that part."""
 
@@ -216,7 +216,7 @@ def _key(impressions: Impressions) -> bytes:
 def summarised(
     cosine_BL: Tensor, known_BL: Tensor, *, target_BW: Tensor, user_BW: Tensor
 ) -> Tensor:
-    """SIMILARITIES [B, S] of unit vectors; NaN where the history or the target has no content."""
+    """The similarities [B, S] of unit vectors; NaN where history or target has no content."""
     count_B = known_BL.sum(1)
     highest_B = cosine_BL.masked_fill(~known_BL, -torch.inf).amax(1)
     mean_B = (cosine_BL * known_BL).sum(1) / count_B.clamp(min=1)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from data_prep.dataset import Dataset
 from finetune.batches import Batch
 from finetune.code_fields import CodeFields
-from finetune.content import SIMILARITIES, Content, summarised
+from finetune.content import Content, summarised
 from finetune.content_items import FrozenItems, TunedItems
+from finetune.content_settings import SIMILARITIES
 from finetune.fields import ContentProjection, NumericFields
 from finetune.heads.din import ActivationUnit
 from finetune.make import MakeNet
@@ -117,7 +118,8 @@ class ContentFields(nn.Module):
         self.needs_history = reads_history or bool(parts & {"attention", "make", "tuned"})
         self.item = ContentProjection(width, out)
         self.user = ContentProjection(width, out)
-        self.similarity = NumericFields(len(SIMILARITIES), out)
+        self.similarities = [SIMILARITIES.index(name) for name in config.similarities]
+        self.similarity = NumericFields(len(self.similarities), out)
         self.tiers = ContentProjection(config.tiers, out) if "simtier" in parts else None
         self.attention: ContentAttention | None = None
         if "attention" in parts:
@@ -136,7 +138,7 @@ class ContentFields(nn.Module):
         """Fields that content adds."""
         single = [self.tiers, self.attention, self.make]
         codes = self.codes.num_fields if self.codes else 0
-        return 2 + len(SIMILARITIES) + sum(one is not None for one in single) + codes
+        return 2 + len(self.similarities) + sum(one is not None for one in single) + codes
 
     def look_up(self, batch: Batch) -> ContentBatch:
         """Item vectors of a batch, each distinct item once."""
@@ -146,7 +148,7 @@ class ContentFields(nn.Module):
             distinct, target_B = torch.unique(batch.item_B, return_inverse=True)
             return ContentBatch(
                 self.items(distinct), target_B, None, None,
-                batch.user_vector_BW, batch.similarity_BS, batch.tiers_BT,
+                batch.user_vector_BW, batch.similarity_BS[:, self.similarities], batch.tiers_BT,
             )  # fmt: skip
         rows = torch.cat([batch.item_B, batch.history_BL.flatten().long()])
         # A negative row is padding, which indexes the zero row at the end.
@@ -166,7 +168,7 @@ class ContentFields(nn.Module):
             similarity_BS = (similarity_BS - self.mean_S) / self.std_S
         return ContentBatch(
             vector_nW, target_B, history_BL, known_BL,
-            batch.user_vector_BW, similarity_BS, batch.tiers_BT,
+            batch.user_vector_BW, similarity_BS[:, self.similarities], batch.tiers_BT,
         )  # fmt: skip
 
     def forward(self, batch: Batch) -> ContentOutput:

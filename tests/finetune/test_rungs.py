@@ -297,3 +297,17 @@ def test_content_is_penalised_where_it_is_asked_and_never_on_ids_alone(
     found, mean_square = penalty("aligned", 0.5)
     assert found == pytest.approx(0.5 * mean_square, rel=1e-3)
     assert mean_square > 0
+
+
+def test_a_head_is_given_the_similarities_that_are_asked_for(
+    data: CtrData, real_config: FitConfig
+) -> None:
+    chosen = ("history_mean_to_item", "user_to_item")
+    model, table = model_of(with_rung(real_config, "make", similarities=chosen), data)
+    batch = table.batch(torch.arange(32))
+    found = model.fields.content.look_up(batch).similarity_BS
+    torch.testing.assert_close(found, batch.similarity_BS[:, [2, 0]], equal_nan=True)
+    whole, _ = model_of(with_rung(real_config, "make"), data)
+    assert whole.fields.num_fields == model.fields.num_fields + 1
+    with pytest.raises(ValueError, match=r"content.similarities: found \('user_to_item', 'user_"):
+        ContentConfig(similarities=("user_to_item", "user_to_item"))
