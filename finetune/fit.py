@@ -20,6 +20,7 @@ from data_prep.dataset import Dataset, open_dataset
 from finetune import run_folder
 from finetune.batches import CtrTable
 from finetune.content import Content, ContentFeatures, open_content
+from finetune.content_settings import ContentConfig
 from finetune.data import CtrData, Impressions
 from finetune.knock_outs import knock_outs
 from finetune.make import train_make
@@ -38,7 +39,9 @@ class Inputs:
 
     dataset: Dataset
     data: CtrData
-    content: dict[str, tuple[Content, CtrTable, CtrTable]] = field(default_factory=dict)
+    content: dict[tuple[str, ContentConfig], tuple[Content, CtrTable, CtrTable]] = field(
+        default_factory=dict
+    )
     """Rungs whose vectors do not depend on the seed, with their training and validation tables."""
     made: dict[str, dict[bytes, ContentFeatures]] = field(default_factory=dict)
     """User vectors and cosines of the splits, which rungs on the same vectors share."""
@@ -51,8 +54,9 @@ class Inputs:
 
     def tables(self, config: FitConfig) -> tuple[Content | None, CtrTable, CtrTable]:
         """A rung's content, and the training and validation tables."""
-        if config.rung in self.content:
-            return self.content[config.rung]
+        key = (config.rung, config.content)
+        if key in self.content:
+            return self.content[key]
         content = open_content(config.rung, config, dataset=self.dataset, seed=config.seed)
         data = self.data
         if content is not None and not content.rung.knows_seed:
@@ -62,7 +66,7 @@ class Inputs:
         train = CtrTable(data.train, data.users, data.items, of_train)
         valid = CtrTable(data.valid, data.users, data.items, of_valid)
         if content is not None and not content.rung.knows_seed:
-            self.content[config.rung] = (content, train, valid)
+            self.content[key] = (content, train, valid)
         return content, train, valid
 
 
