@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-BENCH = Path(__file__).parent / "bench"
 SCRIPTS = (
     "shard_items",
     "load_items",
@@ -19,14 +18,10 @@ SCRIPTS = (
     "dedup_step",
     "debias",
     "ctr_ladder",
+    "video_ctr",
+    "kuairand_multitask",
 )
 CASES = ("shard_cases", "load_cases", "load_sources", "shop_dataset", "loss_cases", "dedup_cases")
-
-
-@pytest.fixture(autouse=True)
-def bench_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """tests/bench is a folder of scripts, not a package."""
-    monkeypatch.syspath_prepend(str(BENCH))
 
 
 @pytest.fixture
