@@ -10,6 +10,7 @@ T tiers.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ from finetune.code_fields import ItemCodes
 from finetune.content_settings import ContentConfig
 from finetune.data import CtrData, Impressions
 from finetune.embeddings import Embeddings
+from finetune.pair_cosines import pair_cosines
 from finetune.rungs import Rung, parse_rung
 from finetune.settings import FitConfig, InputConfig
 from finetune.sim_tier import tier_counts
@@ -33,9 +35,8 @@ from pretrain.look_ahead import refuse_look_ahead
 if TYPE_CHECKING:
     from pretrain import Release
 
-SIMILARITIES = ("user_to_item", "history_max_to_item", "history_mean_to_item")
 CHUNK_BYTES = 64 << 20
-"""Most bytes of gathered history vectors held at once."""
+"""Most bytes of gathered vectors held at once."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class ContentFeatures:
     user_index_N: Tensor
     """Each impression's row of `user_UW`."""
     similarity_NS: Tensor
-    """Cosines as in SIMILARITIES, standardised; NaN where history or content is missing."""
+    """Cosines as in content_settings.SIMILARITIES, standardised; NaN where the history or content
+    is missing."""
     tiers_NT: Tensor | None = None
     """How many of the history's items are in each tier of similarity; None without that part."""
 
@@ -66,6 +68,9 @@ class Content:
     """Items as events of a history, for the release's user encoder; None: the mean of vectors."""
     release: "Release | None" = None
     config: ContentConfig = field(default_factory=ContentConfig)
+    made: dict[bytes, ContentFeatures] = field(default_factory=dict)
+    """User vectors and cosines by the impressions they are of; rungs on the same vectors share
+    it."""
     codes: ItemCodes | None = None
     """The items' semantic codes; set by `fit` on a rung that has them."""
     mean_S: Tensor | None = None
@@ -115,22 +120,10 @@ class Content:
         return dataclasses.replace(raw, similarity_NS=similarity_NS)
 
     def _features(self, data: CtrData, impressions: Impressions) -> ContentFeatures:
-        """User vectors once per distinct (user, time), then cosines per impression, in chunks."""
-        moments = torch.stack([impressions.user_N, impressions.time_N], dim=1)
-        _, index_N = torch.unique(moments, dim=0, return_inverse=True)
-        first_U = torch.zeros(int(index_N.max()) + 1, dtype=torch.int64)
-        first_U[index_N] = torch.arange(len(index_N))  # any of equal moments will do
-        length = max(1, data.history_length)
-        chunk = max(1, CHUNK_BYTES // (4 * length * max(self.width, 1)))
-        user_UW = torch.cat(
-            [self._users(data, impressions, rows_B) for rows_B in torch.split(first_U, chunk)]
-        )
-        similarity_NS = torch.cat(
-            [
-                self._similarities(impressions, rows_B, user_UW[index_N[rows_B]])
-                for rows_B in torch.split(torch.arange(len(impressions)), chunk)
-            ]
-        )
+        """User vectors and cosines, which other rungs on these vectors may have made, and tiers."""
+        key = _key(impressions)
+        if key not in self.made:
+            self.made[key] = self._vectors_and_cosines(data, impressions)
         tiers_NT = None
         if "simtier" in self.rung.parts:
             tiers_NT = tier_counts(
@@ -140,14 +133,46 @@ class Content:
                 tiers=self.config.tiers,
                 length=self.config.tier_history,
             )
-        return ContentFeatures(user_UW, index_N, similarity_NS, tiers_NT)
+        return dataclasses.replace(self.made[key], tiers_NT=tiers_NT)
+
+    def _vectors_and_cosines(self, data: CtrData, impressions: Impressions) -> ContentFeatures:
+        """User vectors once per distinct history, then cosines per impression, in chunks."""
+        # A history is a user's positives up to its end.
+        histories = torch.stack([impressions.user_N, impressions.history_end_N], dim=1)
+        _, index_N = torch.unique(histories, dim=0, return_inverse=True)
+        first_U = torch.zeros(int(index_N.max()) + 1, dtype=torch.int64)
+        first_U[index_N] = torch.arange(len(index_N))  # any impression of a history will do
+        chunk = max(1, CHUNK_BYTES // (4 * max(self.width, 1)))
+        length = max(1, data.history_length)
+        user_UW = torch.cat(
+            [
+                self._users(data, impressions, rows_B)
+                for rows_B in torch.split(first_U, max(1, chunk // length))
+            ]
+        )
+        similarity_NS = torch.cat(
+            [
+                self._similarities(
+                    impressions,
+                    rows_B,
+                    cosine_BL=pair_cosines(
+                        self.item_IW, impressions.item_N[rows_B], impressions.history_rows(rows_B)
+                    ),
+                    user_BW=user_UW[index_N[rows_B]],
+                )
+                for rows_B in torch.split(torch.arange(len(impressions)), chunk)
+            ]
+        )
+        return ContentFeatures(user_UW, index_N, similarity_NS)
 
     def _users(self, data: CtrData, impressions: Impressions, rows_B: Tensor) -> Tensor:
         """User vectors [B, W] from the history strictly before each impression."""
         history_BL = impressions.history_rows(rows_B).long()
         some_B1 = (history_BL >= 0).any(1, keepdim=True)
         if self.release is None or self.event_ID is None:
-            return F.normalize(self.item_IW[history_BL].sum(1), dim=1)
+            last = len(self.item_IW) - 1  # the zero row
+            places_BL = torch.where(history_BL >= 0, history_BL, last)
+            return F.normalize(F.embedding_bag(places_BL, self.item_IW, mode="sum"), dim=1)
         users = impressions.user_N[rows_B].numpy()
         times_B = impressions.time_N[rows_B]
         known = users < data.dataset.num_users
@@ -163,21 +188,33 @@ class Content:
         )
         return torch.where(some_B1, user_BD.float(), 0.0)
 
-    def _similarities(self, impressions: Impressions, rows_B: Tensor, user_BW: Tensor) -> Tensor:
+    def _similarities(
+        self, impressions: Impressions, rows_B: Tensor, *, cosine_BL: Tensor, user_BW: Tensor
+    ) -> Tensor:
         """Cosines [B, S] of the user and of the history's items to the target."""
         history_BL = impressions.history_rows(rows_B).long()
         present_I = self.item_IW.abs().sum(1) > 0
-        return cosines(
-            self.item_IW[impressions.item_N[rows_B]],
-            self.item_IW[history_BL],
+        return summarised(
+            cosine_BL,
             (history_BL >= 0) & present_I[history_BL],  # row -1 is the zero row
+            target_BW=self.item_IW[impressions.item_N[rows_B]],
             user_BW=user_BW,
         )
 
 
-def cosines(target_BW: Tensor, history_BLW: Tensor, known_BL: Tensor, *, user_BW: Tensor) -> Tensor:
-    """SIMILARITIES [B, S] of unit vectors; NaN where the history or the target has no content."""
-    cosine_BL = torch.einsum("blw,bw->bl", history_BLW, target_BW)
+def _key(impressions: Impressions) -> bytes:
+    """Fingerprint of what decides user vectors and cosines."""
+    digest = hashlib.sha256()
+    for one in (impressions.user_N, impressions.item_N, impressions.time_N):
+        digest.update(one.numpy().tobytes())
+    digest.update(str(impressions.histories.length).encode())
+    return digest.digest()
+
+
+def summarised(
+    cosine_BL: Tensor, known_BL: Tensor, *, target_BW: Tensor, user_BW: Tensor
+) -> Tensor:
+    """The similarities [B, S] of unit vectors; NaN where history or target has no content."""
     count_B = known_BL.sum(1)
     highest_B = cosine_BL.masked_fill(~known_BL, -torch.inf).amax(1)
     mean_B = (cosine_BL * known_BL).sum(1) / count_B.clamp(min=1)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from data_prep.dataset import Dataset
 from finetune.batches import Batch
 from finetune.code_fields import CodeFields
-from finetune.content import SIMILARITIES, Content, cosines
+from finetune.content import Content, summarised
 from finetune.content_items import FrozenItems, TunedItems
+from finetune.content_settings import SIMILARITIES
 from finetune.fields import ContentProjection, NumericFields
 from finetune.heads.din import ActivationUnit
 from finetune.make import MakeNet
@@ -53,6 +54,8 @@ class ContentOutput:
     history_BLO: Tensor | None
     id_square_sum: Tensor
     """Sum of squares of the rows of the code table that were read, for their penalty."""
+    square_sum: Tensor
+    """Sum of squares of the other fields, for theirs."""
 
 
 class ContentAttention(nn.Module):
@@ -115,7 +118,8 @@ class ContentFields(nn.Module):
         self.needs_history = reads_history or bool(parts & {"attention", "make", "tuned"})
         self.item = ContentProjection(width, out)
         self.user = ContentProjection(width, out)
-        self.similarity = NumericFields(len(SIMILARITIES), out)
+        self.similarities = [SIMILARITIES.index(name) for name in config.similarities]
+        self.similarity = NumericFields(len(self.similarities), out)
         self.tiers = ContentProjection(config.tiers, out) if "simtier" in parts else None
         self.attention: ContentAttention | None = None
         if "attention" in parts:
@@ -134,7 +138,7 @@ class ContentFields(nn.Module):
         """Fields that content adds."""
         single = [self.tiers, self.attention, self.make]
         codes = self.codes.num_fields if self.codes else 0
-        return 2 + len(SIMILARITIES) + sum(one is not None for one in single) + codes
+        return 2 + len(self.similarities) + sum(one is not None for one in single) + codes
 
     def look_up(self, batch: Batch) -> ContentBatch:
         """Item vectors of a batch, each distinct item once."""
@@ -144,7 +148,7 @@ class ContentFields(nn.Module):
             distinct, target_B = torch.unique(batch.item_B, return_inverse=True)
             return ContentBatch(
                 self.items(distinct), target_B, None, None,
-                batch.user_vector_BW, batch.similarity_BS, batch.tiers_BT,
+                batch.user_vector_BW, batch.similarity_BS[:, self.similarities], batch.tiers_BT,
             )  # fmt: skip
         rows = torch.cat([batch.item_B, batch.history_BL.flatten().long()])
         # A negative row is padding, which indexes the zero row at the end.
@@ -156,13 +160,15 @@ class ContentFields(nn.Module):
         known_BL = (batch.history_BL >= 0) & present_n[history_BL]
         similarity_BS = batch.similarity_BS
         if isinstance(self.items, TunedItems):  # the vectors have moved since it was made
-            similarity_BS = cosines(
-                vector_nW[target_B], vector_nW[history_BL], known_BL, user_BW=batch.user_vector_BW
+            target_BW = vector_nW[target_B]
+            cosine_BL = torch.einsum("blw,bw->bl", vector_nW[history_BL], target_BW)
+            similarity_BS = summarised(
+                cosine_BL, known_BL, target_BW=target_BW, user_BW=batch.user_vector_BW
             )
             similarity_BS = (similarity_BS - self.mean_S) / self.std_S
         return ContentBatch(
             vector_nW, target_B, history_BL, known_BL,
-            batch.user_vector_BW, similarity_BS, batch.tiers_BT,
+            batch.user_vector_BW, similarity_BS[:, self.similarities], batch.tiers_BT,
         )  # fmt: skip
 
     def forward(self, batch: Batch) -> ContentOutput:
@@ -185,8 +191,10 @@ class ContentFields(nn.Module):
             with torch.no_grad():
                 made_BH, _ = self.make(items)
             fields.append(self.make_field(made_BH)[:, None])
-        square_sum = fields[0].new_zeros(())
+        square_sum = torch.cat(fields, dim=1).square().sum()
+        id_square_sum = torch.zeros_like(square_sum)
         if self.codes is not None:
-            code_BFO, square_sum = self.codes(batch.item_B, batch.history_BL)
+            code_BFO, id_square_sum = self.codes(batch.item_B, batch.history_BL)
             fields.append(code_BFO)
-        return ContentOutput(torch.cat(fields, dim=1), target_BO, history_BLO, square_sum)
+        fields_BFO = torch.cat(fields, dim=1)
+        return ContentOutput(fields_BFO, target_BO, history_BLO, id_square_sum, square_sum)

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
+
+Similarity = Literal["user_to_item", "history_max_to_item", "history_mean_to_item"]
+SIMILARITIES: tuple[Similarity, ...] = get_args(Similarity)
 
 
 def check_setting(ok: bool, key: str, found: object, expected: str) -> None:
@@ -14,6 +17,14 @@ def check_setting(ok: bool, key: str, found: object, expected: str) -> None:
 @dataclass(frozen=True, kw_only=True)
 class ContentConfig:
     """What the parts of a rung are made of, see `rungs.py`."""
+
+    similarities: tuple[Similarity, ...] = (
+        "user_to_item", "history_max_to_item", "history_mean_to_item",
+    )  # fmt: skip
+    """Cosines to the target that every rung with content is given: of the user's vector, and of the
+    history's items (highest and mean). A release has seen the choices of its training time, so that
+    its user_to_item is better on the impressions a head learns from than on later ones; leave it
+    out if validation says so."""
 
     tiers: int = 20
     """simtier: tiers of equal width in which cosines from -1 to 1 are counted."""
@@ -70,6 +81,9 @@ class ContentConfig:
     """make: widths of its layers; the last one's output is what the head is given."""
 
     def __post_init__(self) -> None:
+        given = self.similarities
+        ok = len(given) > 0 and len(set(given)) == len(given)
+        check_setting(ok, "content.similarities", given, "at least one, each once")
         for key in ("attention_hidden", "make_hidden"):
             widths = getattr(self, key)
             ok = len(widths) > 0 and all(width > 0 for width in widths)

@@ -129,8 +129,8 @@ class FieldEmbedding(nn.Module):
         if self.content is not None and self.content.codes is not None:
             self.content.codes.reset()
 
-    def forward(self, batch: Batch) -> tuple[HeadInputs, Tensor]:
-        """The head's inputs, and the sum of squares of the table's rows that were read."""
+    def forward(self, batch: Batch) -> tuple[HeadInputs, Tensor, Tensor]:
+        """The head's inputs, and sums of squares: of the tables' rows read, of content fields."""
         ids_BFE, ids_first_BF, target_BE, lists_BLO = self._read_table(batch)
         history_BLO = lists_BLO.pop() if self.reads_history else None
         fields = [self.numeric(batch.numeric_BK)] if batch.numeric_BK.shape[1] else []
@@ -151,10 +151,12 @@ class FieldEmbedding(nn.Module):
             square_sum = square_sum + ids_BFE.square().sum()
             if ids_first_BF is not None:
                 square_sum = square_sum + ids_first_BF.square().sum()
+        content_square_sum = torch.zeros_like(square_sum)
         if self.content is not None:
             content = self.content(batch)
             fields.append(content.fields_BFO)
             square_sum = square_sum + content.id_square_sum
+            content_square_sum = content.square_sum
             if content.target_BO is not None:
                 target_BH = torch.cat([target_BH, content.target_BO[:, : self.width]], dim=-1)
                 content_BLE = content.history_BLO[..., : self.width]
@@ -172,7 +174,7 @@ class FieldEmbedding(nn.Module):
             history_BLH=history_BLH,
             history_mask_BL=mask_BL,
         )
-        return inputs, square_sum
+        return inputs, square_sum, content_square_sum
 
     def _read_table(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor, list[Tensor]]:
         """Everything that a batch reads of the table, in one look-up, so that its gradient is one.

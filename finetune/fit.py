@@ -21,7 +21,8 @@ from data_prep.dataset import Dataset, open_dataset
 from finetune import run_folder
 from finetune.allocator import keep_freed_memory
 from finetune.batches import CtrTable
-from finetune.content import Content, open_content
+from finetune.content import Content, ContentFeatures, open_content
+from finetune.content_settings import ContentConfig
 from finetune.data import CtrData, Impressions
 from finetune.evaluation import Tested, evaluate
 from finetune.knock_outs import knock_outs
@@ -45,8 +46,12 @@ class Inputs:
 
     dataset: Dataset
     data: CtrData
-    content: dict[str, tuple[Content, CtrTable, CtrTable]] = field(default_factory=dict)
+    content: dict[tuple[str, ContentConfig], tuple[Content, CtrTable, CtrTable]] = field(
+        default_factory=dict
+    )
     """Rungs whose vectors do not depend on the seed, with their training and validation tables."""
+    made: dict[str, dict[bytes, ContentFeatures]] = field(default_factory=dict)
+    """User vectors and cosines of the splits, which rungs on the same vectors share."""
 
     @staticmethod
     def open(config: InputConfig) -> "Inputs":
@@ -60,16 +65,19 @@ class Inputs:
 
     def tables(self, config: FitConfig) -> tuple[Content | None, CtrTable, CtrTable]:
         """A rung's content, and the training and validation tables."""
-        if config.rung in self.content:
-            return self.content[config.rung]
+        key = (config.rung, config.content)
+        if key in self.content:
+            return self.content[key]
         content = open_content(config.rung, config, dataset=self.dataset, seed=config.seed)
         data = self.data
+        if content is not None and not content.rung.knows_seed:
+            content.made = self.made.setdefault(content.rung.vectors, {})
         of_train = content.fit(data) if content else None
         of_valid = content.features(data, data.valid) if content else None
         train = CtrTable(data.train, data.users, data.items, of_train, config.shuffle_rows)
         valid = CtrTable(data.valid, data.users, data.items, of_valid)
         if content is not None and not content.rung.knows_seed:
-            self.content[config.rung] = (content, train, valid)
+            self.content[key] = (content, train, valid)
         return content, train, valid
 
 
@@ -122,7 +130,9 @@ def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
     tested = judge(content)
     knocked_out = {
         without: judge(blind).figures
-        for without, blind in knock_outs(config, model, dataset=inputs.dataset, content=content)
+        for without, blind in knock_outs(
+            config, model, dataset=inputs.dataset, content=content, made=inputs.made
+        )
     }
     record = {
         "run_version": run_folder.RUN_VERSION,

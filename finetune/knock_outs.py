@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from data_prep.dataset import Dataset
-from finetune.content import Content
+from finetune.content import Content, ContentFeatures
 from finetune.content_items import FrozenItems
 from finetune.embeddings import Embeddings
 from finetune.model import CtrModel
@@ -12,12 +12,18 @@ from finetune.settings import FitConfig
 
 
 def knock_outs(
-    config: FitConfig, model: CtrModel, *, dataset: Dataset, content: Content | None
+    config: FitConfig,
+    model: CtrModel,
+    *,
+    dataset: Dataset,
+    content: Content | None,
+    made: dict[str, dict[bytes, ContentFeatures]],
 ) -> Iterator[tuple[str, Content]]:
     """Content as if no item had a modality, by the modality's name.
 
     While a pair is looked at, the model reads those vectors. Codes stay those of the whole
-    content. Rungs whose vectors are not the frozen ones of the release have no knock-outs.
+    content. Rungs whose vectors are not the frozen ones of the release have no knock-outs. `made`
+    keeps what does not depend on the run.
 
     Raises:
         ValueError: vectors of another release, or of every modality.
@@ -41,6 +47,14 @@ def knock_outs(
         items.item_IW = item_IW.to(whole.device)
         try:
             name = "+".join(blind.without)
-            yield name, dataclasses.replace(content, item_IW=item_IW, event_ID=event_ID)
+            yield (
+                name,
+                dataclasses.replace(
+                    content,
+                    item_IW=item_IW,
+                    event_ID=event_ID,
+                    made=made.setdefault(str(folder), {}),
+                ),
+            )
         finally:
             items.item_IW = whole

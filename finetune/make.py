@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finetune.batches import CtrTable, EvalBatches, TrainBatches
-from finetune.content import SIMILARITIES
 from finetune.content_settings import ContentConfig
 from finetune.heads.din import ActivationUnit
 from finetune.metrics import auc, log_loss
@@ -42,7 +41,7 @@ class MakeNet(nn.Module):
         self.user = nn.Linear(content_width, width)
         self.unit = ActivationUnit(width, config.attention_hidden)
         layers: list[nn.Module] = []
-        for before, after in pairwise((4 * width + 2 * len(SIMILARITIES), *hidden)):
+        for before, after in pairwise((4 * width + 2 * len(config.similarities), *hidden)):
             layers += [nn.Linear(before, after), nn.PReLU()]
         self.net = nn.Sequential(*layers)
         self.out = nn.Linear(hidden[-1], 1)

@@ -28,6 +28,8 @@ class Scored:
     output_BO: Tensor
     id_square_sum: Tensor
     """Sum of squares of the embedding rows read, for their penalty."""
+    content_square_sum: Tensor
+    """The same of the fields made of content; 0 on the rung `none`."""
 
     @property
     def logit_B(self) -> Tensor:
@@ -109,10 +111,11 @@ class CtrModel(nn.Module):
             )
 
     def forward(self, batch: Batch) -> Scored:
-        """Outputs and what the penalty needs."""
-        inputs, id_square_sum = self.fields(batch)
+        """Outputs and what the penalties need."""
+        inputs, id_square_sum, content_square_sum = self.fields(batch)
         output_B: Tensor = self.head(inputs)
-        return Scored(output_B if output_B.ndim == 2 else output_B[:, None], id_square_sum)
+        output_BO = output_B if output_B.ndim == 2 else output_B[:, None]
+        return Scored(output_BO, id_square_sum, content_square_sum)
 
     @torch.inference_mode()
     def predict(self, table: CtrTable) -> Tensor:

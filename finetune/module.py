@@ -153,7 +153,7 @@ class CtrModule(pl.LightningModule):
                 optimizer.state.pop(table, None)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The objective's loss plus the penalty of the ids that were read."""
+        """The objective's loss plus the penalties of the ids that were read and of content."""
         batch = self._drop_ids(batch)
         step = self.objective(self.model, batch)
         first = self.model.tasks[0]
@@ -168,6 +168,9 @@ class CtrModule(pl.LightningModule):
         loss: Tensor = step.loss
         if self.config.id_l2 > 0:
             loss = loss + self.config.id_l2 * step.scored.id_square_sum / len(batch.label_B)
+        if self.config.content_l2 > 0:
+            squares = step.scored.content_square_sum
+            loss = loss + self.config.content_l2 * squares / len(batch.label_B)
         return loss
 
     def on_validation_start(self) -> None:

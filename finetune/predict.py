@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,11 +30,13 @@ def predict(config: PredictConfig) -> int:
     """Write user_id, item_id, time and scores in the given order; returns their number."""
     run_folder.read_record(config.run_dir)
     trained = run_folder.read_config(config.run_dir)
-    changes = {
+    changes: dict[str, Any] = {
         key: value
         for key in ("dataset_dir", "embeddings_dir")
         if (value := getattr(config, key)) is not None
     }
+    if config.dataset_dir is not None:  # cached features are those of the items trained on
+        changes["content"] = dataclasses.replace(trained.content, features_dir=None)
     trained = dataclasses.replace(trained, **changes)
     dataset = open_dataset(trained.dataset_dir)
     vocabulary = Vocabulary.load(config.run_dir / run_folder.VOCABULARY_FILE)

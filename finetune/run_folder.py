@@ -117,8 +117,10 @@ def fingerprint(config: FitConfig) -> str:
     rung = parse_rung(config.rung)
     if rung.vectors == "none":
         settings |= {"embeddings_dir": None, "released": None, "allow_look_ahead": False}
-    if not rung.parts:
-        settings |= {"content": None}
+    if not rung.parts:  # only what every rung with content reads
+        settings |= {
+            "content": list(config.content.similarities) if rung.vectors != "none" else None
+        }
     if rung.vectors != "aligned":
         settings |= {"knock_outs": None}
     parts = [json.dumps([RUN_VERSION, settings], sort_keys=True).encode()]

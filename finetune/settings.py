@@ -161,6 +161,10 @@ class TrainConfig:
     id_l2: float = 1.0e-4
     """L2 penalty on the table's rows that a batch touches (Zhou et al. 2018, section 5.2)."""
 
+    content_l2: float = 0.0
+    """The same penalty on the fields made of content: vectors of a few thousand items are learnt by
+    heart as ids are, and then say the wrong thing of items that are new."""
+
     id_epochs: int | None = None
     """Epochs after which the embedding table is frozen, since ids overfit first; null: never."""
 
@@ -195,7 +199,7 @@ class TrainConfig:
         for key in ("batch_size", "max_epochs", "patience", "lr", "id_lr"):
             value = getattr(self, key)
             _check(value > 0, f"train.{key}", value, "a positive number")
-        for key in ("weight_decay", "id_l2", "grad_clip_norm"):
+        for key in ("weight_decay", "id_l2", "content_l2", "grad_clip_norm"):
             value = getattr(self, key)
             _check(value >= 0, f"train.{key}", value, "0 or more")
         _check(0 <= self.id_dropout < 1, "train.id_dropout", self.id_dropout, "a share in [0, 1)")

@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 
 from finetune.data import CtrData, Impressions
-
-CHUNK_BYTES = 64 << 20
-"""Most bytes of gathered history vectors held at once."""
+from finetune.pair_cosines import CHUNK_IMPRESSIONS, pair_cosines
 
 
 def count_tiers(cosine_BL: Tensor, known_BL: Tensor, *, tiers: int) -> Tensor:
@@ -35,13 +33,12 @@ def tier_counts(
     keeps long histories in range without. All zero where nothing can be compared.
     """
     present_I = (item_IW != 0).any(1)
-    chunk = max(1, CHUNK_BYTES // (4 * length * item_IW.shape[1]))
     parts = []
-    for rows_B in torch.split(torch.arange(len(impressions)), chunk):
+    for rows_B in torch.split(torch.arange(len(impressions)), CHUNK_IMPRESSIONS):
         history_BL = histories(data, impressions, rows_B, length=length)
         target_B = impressions.item_N[rows_B]
         known_BL = (history_BL >= 0) & present_I[history_BL] & present_I[target_B][:, None]
-        cosine_BL = torch.einsum("blw,bw->bl", item_IW[history_BL], item_IW[target_B])
+        cosine_BL = pair_cosines(item_IW, target_B, history_BL)
         parts.append(count_tiers(cosine_BL, known_BL, tiers=tiers).log1p())
     return torch.cat(parts)
 

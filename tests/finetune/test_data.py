@@ -94,7 +94,8 @@ def test_similarities_equal_a_slow_twin(
     fake_release: object,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("finetune.content.CHUNK_BYTES", 5_000)  # several chunks
+    for module in ("content", "pair_cosines"):
+        monkeypatch.setattr(f"finetune.{module}.CHUNK_BYTES", 5_000)  # several chunks
     content = open_content(rung, fit_config, dataset=data.dataset, seed=3)
     assert content is not None
     content.fit(data)
@@ -153,7 +154,7 @@ def test_lr_has_one_weight_a_value(data: CtrData) -> None:
 def test_a_head_is_told_where_the_ids_of_user_and_item_are(data: CtrData) -> None:
     model = CtrModel(HeadConfig(name="finalmlp"), data=data, content=None)
     batch = table_of(data).batch(torch.arange(64))
-    inputs, _ = model.fields(batch)
+    inputs, _, _ = model.fields(batch)
     user, item = data.vocabulary.named("user_id"), data.vocabulary.named("item_id")
     for place, one in ((model.head.user_field, user), (model.head.item_field, item)):
         row_B = batch.ids_BF[:, place]

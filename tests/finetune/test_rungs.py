@@ -276,3 +276,67 @@ def test_ids_that_start_anew_each_epoch_do_not_remember_the_last(real_config: Fi
         return run_folder.Run.load(config.out_dir.parent / reset).history[-1]["train/auc"]
 
     assert last_epoch("never") > last_epoch("each_epoch") + 0.05
+
+
+def test_content_is_penalised_where_it_is_asked_and_never_on_ids_alone(
+    data: CtrData, real_config: FitConfig
+) -> None:
+    def penalty(rung: str, content_l2: float) -> torch.Tensor:
+        config = with_rung(real_config, rung)
+        train = dataclasses.replace(config.train, content_l2=content_l2, id_l2=0.0, id_dropout=0.0)
+        content = open_content(rung, config, dataset=data.dataset, seed=0)
+        features = content.fit(data) if content else None
+        table = CtrTable(data.train, data.users, data.items, features)
+        model = CtrModel(config.head, data=data, content=content).eval()
+        config = dataclasses.replace(config, train=train)
+        objective = Objective(config, data=data, tasks=model.tasks)
+        module = CtrModule(model, train, objective=objective, train=table, valid=table, seed=0)
+        module.log = lambda *_, **__: None
+        batch = table.batch(torch.arange(64))
+        with_it = module.training_step(batch, 0).item()
+        scored = model(batch)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(scored.logit_B, batch.label_B)
+        return with_it - loss.item(), scored.content_square_sum.item() / 64
+
+    assert penalty("none", 0.5)[0] == pytest.approx(0, abs=1e-6)
+    assert penalty("aligned", 0.0)[0] == pytest.approx(0, abs=1e-6)
+    found, mean_square = penalty("aligned", 0.5)
+    assert found == pytest.approx(0.5 * mean_square, rel=1e-3)
+    assert mean_square > 0
+
+
+def test_a_head_is_given_the_similarities_that_are_asked_for(
+    data: CtrData, real_config: FitConfig
+) -> None:
+    chosen = ("history_mean_to_item", "user_to_item")
+    model, table = model_of(with_rung(real_config, "make", similarities=chosen), data)
+    batch = table.batch(torch.arange(32))
+    found = model.fields.content.look_up(batch).similarity_BS
+    torch.testing.assert_close(found, batch.similarity_BS[:, [2, 0]], equal_nan=True)
+    whole, _ = model_of(with_rung(real_config, "make"), data)
+    assert whole.fields.num_fields == model.fields.num_fields + 1
+    with pytest.raises(ValueError, match=r"content.similarities: found \('user_to_item', 'user_"):
+        ContentConfig(similarities=("user_to_item", "user_to_item"))
+
+
+def test_a_tuned_run_scores_the_items_of_another_dataset_from_their_content(
+    real_config: FitConfig, dataset: Dataset, tmp_path: Path
+) -> None:
+    """The folder of cached features is of the items trained on, and need not be there any more."""
+    config = with_rung(real_config, "tuned")
+    fit(config)
+    path = config.out_dir / run_folder.CONFIG_FILE
+    path.write_text(path.read_text().replace("features_dir: null", "features_dir: /gone"))
+    assert run_folder.read_config(config.out_dir).content.features_dir == Path("/gone")
+    expected = pq.read_table(config.out_dir / "predictions.parquet")
+    context = dataset.impressions("test").select(["position", "device"])
+    given = expected.select(["user_id", "item_id", "time"])
+    for name in context.column_names:
+        given = given.append_column(name, context[name])
+    pq.write_table(given, tmp_path / "new.parquet")
+    words = {"run_dir": config.out_dir, "impressions": tmp_path / "new.parquet"}
+    with pytest.raises(ValueError, match="run python -m pretrain features again"):
+        predict(PredictConfig(**words, out=tmp_path / "a.parquet"))
+    predict(PredictConfig(**words, out=tmp_path / "b.parquet", dataset_dir=dataset.dir))
+    found = pq.read_table(tmp_path / "b.parquet")["score"].to_numpy()
+    np.testing.assert_allclose(found, expected["score"].to_numpy(), atol=1e-6)
