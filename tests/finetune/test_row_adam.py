@@ -200,7 +200,10 @@ def _average(rank: int, world: int, folder: str) -> None:
 
 
 @pytest.mark.ranks
-def test_ranks_average_the_rows_that_each_read(tmp_path: Path) -> None:
+def test_ranks_average_the_rows_that_each_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))  # the processes import this file by its name
     mp.spawn(_average, args=(2, str(tmp_path)), nprocs=2)
     expected = torch.zeros(ROWS, WIDTH)
     for rank, (rows_n, weight_nE) in enumerate(batches(2)):
