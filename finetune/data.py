@@ -12,7 +12,6 @@ from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -21,6 +20,7 @@ from data_prep.dataset import Dataset
 from data_prep.events import EventLog
 from data_prep.records import SPLITS
 from data_prep.records import Split as SplitName
+from finetune.input_checks import check_split
 from finetune.settings import InputConfig
 from finetune.vocabulary import ID_FIELDS, CategoricalField, Owner, Vocabulary, build_vocabulary
 
@@ -221,13 +221,8 @@ def _check_not_empty(dataset: Dataset, split: SplitName, num_impressions: int) -
 
 
 def read_split(dataset: Dataset, split: SplitName) -> pa.Table:
-    """One split's impressions; refuses an empty split and labels that are no clicks."""
+    """One split's impressions; refuses an empty split and whatever `check_split` refuses."""
     table = dataset.impressions(split)
     _check_not_empty(dataset, split, table.num_rows)
-    labels = pc.unique(table["label"]).to_pylist()
-    if not set(labels) <= {0.0, 1.0}:
-        raise ValueError(
-            f"{dataset.dir}/ctr/{split}: found labels {sorted(map(str, labels))[:5]}, expected 0 "
-            "and 1; set impressions.positive_from and re-run python -m data_prep shard"
-        )
+    check_split(table, dataset, split)
     return table

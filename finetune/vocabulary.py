@@ -17,6 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from finetune.input_checks import warn_of_values
+
 logger = logging.getLogger(__name__)
 
 VOCABULARY_VERSION = 1
@@ -161,7 +163,14 @@ def build_vocabulary(
             if kind == "numeric":
                 numeric.append(_fit_numeric(taken, weights, name=name, owner=owner))
                 continue
-            known = _frequent_values(taken, weights, is_list=kind == "multi", min_count=min_count)
+            totals = _value_totals(taken, weights, is_list=kind == "multi")
+            kept = totals.filter(pc.greater_equal(totals["weight_sum"], min_count))
+            known = list(kept["value"].to_pylist())
+            if name not in ID_FIELDS.values():
+                warn_of_values(
+                    totals["weight_sum"].to_numpy(),
+                    owner=owner, name=name, num_values=len(known), min_count=min_count,
+                )  # fmt: skip
             categorical.append(
                 CategoricalField(
                     name=name,
@@ -188,10 +197,10 @@ def _fit_numeric(
     return NumericField(name=name, owner=owner, mean=mean, std=std if std > 0 else 1.0)
 
 
-def _frequent_values(
-    column: pa.ChunkedArray, weights: NDArray[np.integer], *, is_list: bool, min_count: int
-) -> list[Any]:
-    """Distinct values that enough training impressions have, in order."""
+def _value_totals(
+    column: pa.ChunkedArray, weights: NDArray[np.integer], *, is_list: bool
+) -> pa.Table:
+    """Distinct values in order, and the training impressions of each as weight_sum."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if is_list:
         sizes = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
@@ -199,9 +208,7 @@ def _frequent_values(
     array = _integers_or_strings(array)
     known = ~_null_mask(array)
     table = pa.table({"value": array.filter(pa.array(known)), "weight": weights[known]})
-    totals = table.group_by("value").aggregate([("weight", "sum")]).sort_by("value")
-    kept = totals.filter(pc.greater_equal(totals["weight_sum"], min_count))
-    return list(kept["value"].to_pylist())
+    return table.group_by("value").aggregate([("weight", "sum")]).sort_by("value")
 
 
 def _integers_or_strings(column: pa.Array | pa.ChunkedArray) -> pa.Array:
@@ -209,6 +216,8 @@ def _integers_or_strings(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
+    if pa.types.is_floating(array.type):
+        array = pc.if_else(pc.is_finite(array), array, None)  # not a value called "nan"
     if pa.types.is_integer(array.type) or pa.types.is_boolean(array.type):
         return array.cast(pa.int64())
     return array.cast(pa.string())

@@ -14,7 +14,11 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-REQUIREMENTS = {"mosaic": "mosaicml-streaming==0.13.0", "litdata": "litdata==0.2.76"}
+REQUIREMENTS = {
+    "mosaic": "mosaicml-streaming==0.13.0",
+    "litdata": "litdata==0.2.76",
+    "fuxictr": "fuxictr==2.3.10",
+}
 """The newest of each when the figures were taken."""
 
 
