@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from typing import Any
@@ -30,6 +31,9 @@ class PretrainCLI(LightningCLI):
     def __init__(self, args: list[str], *, command: str) -> None:
         # DeepSpeed still calls collectives by names that torch 2.14 is about to rename.
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+        warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # as intended
+        advice = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+        advice.addFilter(lambda record: "Tip:" not in record.getMessage())
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
         super().__init__(
             PretrainModule,

@@ -10,15 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-BENCH = Path(__file__).parent / "bench"
 SCRIPTS = ("shard_items", "load_items", "triples_bytes", "loss_memory", "dedup_step", "debias")
 CASES = ("shard_cases", "load_cases", "load_sources", "shop_dataset", "loss_cases", "dedup_cases")
-
-
-@pytest.fixture(autouse=True)
-def bench_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """tests/bench is a folder of scripts, not a package."""
-    monkeypatch.syspath_prepend(str(BENCH))
 
 
 @pytest.fixture

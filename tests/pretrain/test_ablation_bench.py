@@ -1,14 +1,13 @@
 """The ablation's pure parts: variants that the real command line takes, and its figures."""
 
 import dataclasses
-import importlib
 import json
-import sys
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import ablation
 import pytest
 import torch
 
@@ -21,10 +20,8 @@ HALVES = torch.tensor([0.0, 1.0]).repeat(2000).double()
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """tests/bench is a folder of scripts, not a package."""
-    monkeypatch.setattr(sys, "path", [str(ROOT / "tests" / "bench"), *sys.path])
-    monkeypatch.chdir(ROOT)
-    return importlib.import_module("ablation")
+    monkeypatch.chdir(ROOT)  # its configs are named from there
+    return ablation
 
 
 @cache

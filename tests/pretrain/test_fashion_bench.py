@@ -1,27 +1,16 @@
 """The parts of `make fashion` that are its own: its page and its cut of raw vectors."""
 
-import importlib
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 
+import fashion as bench
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-BENCH = Path(__file__).parents[1] / "bench"
 
-
-@pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """tests/bench is a folder of scripts, not a package."""
-    monkeypatch.setattr(sys, "path", [str(BENCH), *sys.path])
-    return importlib.import_module("fashion")
-
-
-def test_raw_vectors_are_cut_by_modality(bench: ModuleType, tmp_path: Path) -> None:
+def test_raw_vectors_are_cut_by_modality(tmp_path: Path) -> None:
     (tmp_path / "released").mkdir()
     (tmp_path / "embeddings").mkdir()
     config = {
@@ -41,7 +30,7 @@ def test_raw_vectors_are_cut_by_modality(bench: ModuleType, tmp_path: Path) -> N
 
 
 def test_a_run_of_other_settings_is_refused(
-    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, zero = tmp_path / "pretrain.yaml", tmp_path / "zero2.yaml"
     monkeypatch.setattr(bench, "ZERO", zero)
@@ -56,7 +45,7 @@ def test_a_run_of_other_settings_is_refused(
         bench.check_same_settings(config, run_dir=tmp_path)
 
 
-def test_the_page_shows_every_system_its_reference_and_the_caveat(bench: ModuleType) -> None:
+def test_the_page_shows_every_system_its_reference_and_the_caveat() -> None:
     systems = {
         "ease": {"recall@20": 0.2, "ndcg@20": 0.1, "se": 0.003, "n_users": 9},
         "ours": {"recall@20": 0.25, "ndcg@20": 0.13, "se": 0.003, "n_users": 9},

@@ -1,11 +1,9 @@
 """The fashion protocols on a made-up week, and on the real one where its files are."""
 
-import importlib.util
-import sys
 import zlib
 from pathlib import Path
-from types import ModuleType
 
+import fashion_protocol as fashion
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,20 +15,6 @@ from pretrain.baselines import EASE, Baseline, ItemKNN, Popularity
 from pretrain.cases import read_cases, read_choices
 from pretrain.metrics import mean_over_users, rank_scored, recall_at_k
 
-
-def load_protocols() -> ModuleType:
-    """tests/bench is a folder of scripts, not a package."""
-    path = Path(__file__).parents[1] / "bench" / "fashion_protocol.py"
-    spec = importlib.util.spec_from_file_location("fashion_protocol", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-fashion = load_protocols()
 needs_data = pytest.mark.skipif(
     not fashion.data_dir().is_dir(), reason="hm_fashion_mm is not here; set TRIPTYCH_DATA"
 )

@@ -1,10 +1,8 @@
 """films-rolling on ratings written here, and on the real ones where their files are."""
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
+import films_protocol as films
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
@@ -17,20 +15,6 @@ from pretrain.cases import read_cases, read_choices
 from pretrain.content_ease import ContentEASE
 from pretrain.metrics import mean_over_users, rank_scored, recall_at_k
 
-
-def load_protocol() -> ModuleType:
-    """tests/bench is a folder of scripts, not a package."""
-    path = Path(__file__).parents[1] / "bench" / "films_protocol.py"
-    spec = importlib.util.spec_from_file_location("films_protocol", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-films = load_protocol()
 needs_data = pytest.mark.skipif(
     not films.data_dir().is_dir(), reason="movielens_mm is not here; set TRIPTYCH_DATA"
 )

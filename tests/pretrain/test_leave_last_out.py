@@ -1,10 +1,8 @@
 """leave-last-out on ratings written here, and on the real ones where their files are."""
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
+import leave_last_out as protocol
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,20 +10,6 @@ import pytest
 
 from pretrain.evaluate import evaluate
 
-
-def load_protocol() -> ModuleType:
-    """tests/bench is a folder of scripts, not a package."""
-    path = Path(__file__).parents[1] / "bench" / "leave_last_out.py"
-    spec = importlib.util.spec_from_file_location("leave_last_out", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-protocol = load_protocol()
 needs_data = pytest.mark.skipif(
     not protocol.data_dir().is_dir(), reason="movielens_mm is not here; set TRIPTYCH_DATA"
 )

@@ -1,32 +1,19 @@
 """The parts of the benchmark user_tower that are its own: how it ranks and what it says."""
 
-import importlib
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import user_tower as bench
 
 from pretrain.cases import read_cases
 
-BENCH = Path(__file__).parents[1] / "bench"
 
-
-@pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """tests/bench is a folder of scripts, not a package."""
-    monkeypatch.setattr(sys, "path", [str(BENCH), *sys.path])
-    return importlib.import_module("user_tower")
-
-
-def test_a_target_is_ranked_in_the_catalogue_and_among_what_was_drawn(
-    bench: ModuleType, tmp_path: Path
-) -> None:
+def test_a_target_is_ranked_in_the_catalogue_and_among_what_was_drawn(tmp_path: Path) -> None:
     cases = {"user_id": [1, 2], "history": [[10], [30, 40]], "targets": [[20], [50]]}
     pq.write_table(pa.table(cases), tmp_path / "cases.parquet")
     train = {"user_id": [1, 2, 2], "item_id": [10, 30, 40]}
@@ -49,7 +36,7 @@ def test_a_target_is_ranked_in_the_catalogue_and_among_what_was_drawn(
     assert [row.tolist() for row in bench.sequences(given)] == [[0], [2, 3]]
 
 
-def test_the_last_line_compares_ours_with_every_peer(bench: ModuleType) -> None:
+def test_the_last_line_compares_ours_with_every_peer() -> None:
     def runs(*ranks: list[int]) -> list[dict[str, torch.Tensor]]:
         return [dict.fromkeys(("catalogue", "sampled"), torch.tensor(r)[:, None]) for r in ranks]
 
