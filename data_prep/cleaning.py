@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from data_prep.columns import ImpressionColumns, InteractionColumns
 from data_prep.engines import Engine, count_rows
 from data_prep.manifest import FilterCount
+from data_prep.outcomes import outcomes_of, typed_outcomes
 from data_prep.parquet_files import ROW_GROUP_ROWS, write_parquet
 from data_prep.records import QUARANTINE_DIR
 from data_prep.sources import MISREAD_SHARE, Source, open_source, refuse_misread_ids
@@ -48,7 +49,8 @@ class Log:
     source: Source
     columns: InteractionColumns | ImpressionColumns
     typed: "ir.Table"
-    """user_id, item_id, time, label, weight or context features; null where they are bad."""
+    """user_id, item_id, time, label, weight or further outcomes and context features; null where
+    they are bad."""
     good: "ir.Table"
     """The rows without a bad value; their items may be unknown."""
     usable: "ir.Table"
@@ -69,7 +71,10 @@ def open_log(
         typed = engine.keep(f"{setting}_typed", typed)
     needed = [typed[name] for name in ("user_id", "item_id", "time", "label")]
     needed += [typed.weight] if "weight" in typed.columns else []
-    good = typed.filter([column.notnull() for column in needed]).drop("raw_time", "raw_label")
+    outcomes = outcomes_of(columns)
+    needed += [typed[one.name] for one in outcomes]
+    raw = ["raw_time", "raw_label", *(one.raw for one in outcomes)]
+    good = typed.filter([column.notnull() for column in needed]).drop(*raw)
     # The others are counted by their absence.
     joined = good.inner_join(catalogue, "item_id")
     rest = joined.drop("user_id", "item_row", "item_id").columns
@@ -99,7 +104,8 @@ def set_bad_rows_aside(
         counts = bad.group_by("cause").aggregate(rows=lambda row: row.count()).order_by("cause")
         causes = {row["cause"]: int(row["rows"]) for row in engine.rows(counts)}
         _refuse_misread(engine, log, causes=causes, rows=rows_in, bad=bad)
-        order = ["user_id", "item_id", "raw_time", "raw_label"]
+        raw = [one.raw for one in outcomes_of(log.columns)]
+        order = ["user_id", "item_id", "raw_time", "raw_label", *raw]
         path = dataset_dir / QUARANTINE_DIR / f"{setting}.parquet"
         write_samples(engine, bad, order=order, path=path)
         ledger.set_aside({f"{setting}/{cause}": count for cause, count in causes.items()})
@@ -110,6 +116,7 @@ def _with_cause(log: Log, catalogue: "ir.Table") -> "ir.Table":
     """The rows that cannot be used, each with its first cause."""
     import ibis
 
+    outcomes = outcomes_of(log.columns)
     known = catalogue.select(known_id="item_id")
     joined = log.typed.left_join(known, log.typed.item_id == known.known_id)
     cause = ibis.cases(
@@ -117,10 +124,12 @@ def _with_cause(log: Log, catalogue: "ir.Table") -> "ir.Table":
         (joined.time.isnull(), "not_a_time"),
         (joined.label.isnull(), "not_a_label"),
         *([(joined.weight.isnull(), "not_a_weight")] if "weight" in joined.columns else []),
+        *((joined[one.name].isnull(), one.cause) for one in outcomes),
         (joined.known_id.isnull(), "unknown_item"),
         else_=ibis.null(),
     )
-    found = joined.select("user_id", "item_id", "raw_time", "raw_label", cause=cause.cast("string"))
+    raw = ["raw_time", "raw_label", *(one.raw for one in outcomes)]
+    found = joined.select("user_id", "item_id", *raw, cause=cause.cast("string"))
     return found.filter(found.cause.notnull())
 
 
@@ -146,7 +155,7 @@ def _typed_columns(
         )
     if isinstance(columns, InteractionColumns):
         return typed | ({"weight": source.weights(columns.weight)} if columns.weight else {})
-    return typed | source.features(columns.features)
+    return typed | dict(typed_outcomes(source, columns)) | source.features(columns.features)
 
 
 def _refuse_misread(
@@ -176,6 +185,13 @@ def _refuse_misread(
             f"{examples('raw_label')}) are not 0 or 1; correct {source.setting}.label or set "
             f"{source.setting}.positive_from"
         )
+    for one in outcomes_of(columns):
+        if (count := causes.get(one.cause, 0)) > MISREAD_SHARE * rows:
+            raise ValueError(
+                f"{where} {one.column!r}: {count:,} of {rows:,} values (such as "
+                f"{examples(one.raw)}) are no {one.expected}; correct "
+                f"{source.setting}.{one.setting}"
+            )
     if causes.get("unknown_item", 0) == rows:
         raise ValueError(
             f"{where} {columns.item!r}: none of {rows:,} rows has an item of the catalogue, "

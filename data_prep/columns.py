@@ -1,14 +1,17 @@
 """Settings that say where the raw tables lie and what their columns mean."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from data_prep.records import (
+    EXPOSURE_COLUMNS,
     RESERVED_CONTEXT_COLUMNS,
     RESERVED_ITEM_COLUMNS,
     RESERVED_USER_COLUMNS,
     FeatureType,
+    LabelType,
 )
 
 TimeUnit = Literal["auto", "s", "ms", "us", "date", "timestamp"]
@@ -131,13 +134,38 @@ class ImpressionColumns:
     """Labels of at least this are clicks; null: the column holds 0 and 1 only."""
     features: dict[str, FeatureType] = field(default_factory=dict)
     """Context features known before the impression, and their types."""
+    labels: dict[str, LabelType] = field(default_factory=dict)
+    """Columns of further outcomes: binary (0 and 1, such as a like) or numeric (such as a play
+    time). A row with a bad or missing one is set aside."""
+    position: str | None = None
+    """Column of the place it was shown in, a whole number from 0: for position as a bias."""
+    propensity: str | None = None
+    """Column of the probability with which it was shown, above 0: for debiased losses."""
+    treatment: str | None = None
+    """Column of 1 for treated and 0 for control, drawn at random: for uplift."""
+
+    @property
+    def exposure(self) -> dict[str, str]:
+        """Column of each of position, propensity and treatment that is named."""
+        columns = {name: getattr(self, name) for name in EXPOSURE_COLUMNS}
+        return {name: column for name, column in columns.items() if column is not None}
 
     def __post_init__(self) -> None:
         _check_features("impressions.features", self.features, reserved=RESERVED_CONTEXT_COLUMNS)
+        reserved = (*RESERVED_CONTEXT_COLUMNS, *EXPOSURE_COLUMNS)
+        _check_features("impressions.labels", self.labels, reserved=reserved)
+        # `raw_<name>` is the value as given, among the samples that are set aside.
+        outcomes = {one for name in (*self.labels, *self.exposure) for one in (name, f"raw_{name}")}
+        if clash := sorted(outcomes & set(self.features)):
+            raise ValueError(
+                f"impressions.features: found {clash}, which impressions.labels or "
+                f"{', '.join(EXPOSURE_COLUMNS)} take as outcomes, expected what is known before "
+                "the impression; leave them out of one of the two"
+            )
 
 
 def _check_features(
-    setting: str, features: dict[str, FeatureType], *, reserved: tuple[str, ...]
+    setting: str, features: Mapping[str, str], *, reserved: tuple[str, ...]
 ) -> None:
     if clash := sorted(set(features) & set(reserved)):
         raise ValueError(

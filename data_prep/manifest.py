@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data_prep.records import FORMAT, MANIFEST_FILE, SCHEMA_VERSION, FeatureType, replace_file
+from data_prep.records import (
+    FORMAT,
+    MANIFEST_FILE,
+    SCHEMA_VERSION,
+    FeatureType,
+    LabelType,
+    replace_file,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +63,10 @@ class Features:
     item: dict[str, FeatureType] = field(default_factory=dict)
     user: dict[str, FeatureType] = field(default_factory=dict)
     context: dict[str, FeatureType] = field(default_factory=dict)
+    label: dict[str, LabelType] = field(default_factory=dict)
+    """Further outcomes of the impressions, beside the click."""
+    exposure: dict[str, str] = field(default_factory=dict)
+    """Which of position, propensity and treatment the impressions have, and of which column."""
 
 
 @dataclass(frozen=True, kw_only=True)

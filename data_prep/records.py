@@ -45,6 +45,11 @@ SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 FeatureType = Literal["numeric", "categorical", "multi"]
 """numeric: float64 column; categorical: string column; multi: list<string> column."""
 
+LabelType = Literal["binary", "numeric"]
+"""binary: int8 column of 0 and 1; numeric: float32 column."""
+EXPOSURE_COLUMNS = ("position", "propensity", "treatment")
+"""How an impression came about: int32, float32 and int8 columns, where the settings name them."""
+
 RESERVED_ITEM_COLUMNS = (
     "item_row",
     "item_id",

@@ -225,6 +225,8 @@ class _Relational:
                 item=config.items.features,
                 user=config.users.features if config.users else {},
                 context=config.impressions.features if config.impressions else {},
+                label=config.impressions.labels if config.impressions else {},
+                exposure=config.impressions.exposure if config.impressions else {},
             ),
             text_fields=config.items.texts,
             vector_widths=catalogue.vector_widths,

@@ -84,7 +84,7 @@ class Source:
             per_unit = {"s": 1000.0, "ms": 1.0, "us": 0.001}[unit]
             number = column if kind.is_integer() else column.cast("float64")
             # Of the raw number, as rounding fails on nan, infinity and what is far too large.
-            inside = _is_between(number, EARLIEST_MS / per_unit, LATEST_MS / per_unit)
+            inside = is_between(number, EARLIEST_MS / per_unit, LATEST_MS / per_unit)
             number = ibis.ifelse(inside, number, ibis.null())
             if kind.is_integer() and unit != "us":
                 return number.cast("int64") * int(per_unit)
@@ -123,9 +123,9 @@ class Source:
             )
         number = column.cast("float64")
         if positive_from is None:
-            valid, positive = _is_between(number, 0, 1) & number.isin([0.0, 1.0]), number == 1
+            valid, positive = is_between(number, 0, 1) & number.isin([0.0, 1.0]), number == 1
         else:
-            valid, positive = _is_between(number, -1e308, 1e308), number >= positive_from
+            valid, positive = is_between(number, -1e308, 1e308), number >= positive_from
         return ibis.ifelse(valid, positive.cast("int8"), ibis.null()).cast("int8")
 
     def weights(self, name: str) -> "ir.Column":
@@ -140,7 +140,7 @@ class Source:
             )
         number = column.cast("float64")
         # Of -0.0 and 0.0, which are equal, the order would depend on the engine.
-        inside = _is_between(number, 0, 1e30)
+        inside = is_between(number, 0, 1e30)
         return ibis.ifelse(inside, number.abs(), ibis.null()).cast("float32")
 
     def features(self, features: dict[str, FeatureType]) -> dict[str, "ir.Column"]:
@@ -171,7 +171,7 @@ class Source:
         return typed
 
 
-def _is_between(number: "ir.NumericColumn", low: float, high: float) -> "ir.BooleanColumn":
+def is_between(number: "ir.NumericColumn", low: float, high: float) -> "ir.BooleanColumn":
     """Whether a number is one and lies between two; as integers where it is an integer.
 
     Parquet's statistics leave nan out, and DuckDB trusts them: a range that covers them is true
