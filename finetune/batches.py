@@ -31,10 +31,15 @@ class Batch:
     label_B: Tensor
     user_vector_BW: Tensor | None
     """The user's content vector; None on the rung `none`."""
+    similarity_BS: Tensor | None = None
+    tiers_BT: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """On another device; Lightning moves batches by this name."""
-        vector_BW = self.user_vector_BW
+
+        def moved(one: Tensor | None) -> Tensor | None:
+            return None if one is None else one.to(device)
+
         return Batch(
             ids_BF=self.ids_BF.to(device),
             numeric_BK=self.numeric_BK.to(device),
@@ -42,7 +47,9 @@ class Batch:
             item_B=self.item_B.to(device),
             history_BL=self.history_BL.to(device),
             label_B=self.label_B.to(device),
-            user_vector_BW=None if vector_BW is None else vector_BW.to(device),
+            user_vector_BW=moved(self.user_vector_BW),
+            similarity_BS=moved(self.similarity_BS),
+            tiers_BT=moved(self.tiers_BT),
         )
 
 
@@ -62,15 +69,11 @@ class CtrTable:
         """The impressions at these positions."""
         one = self.impressions
         user_B, item_B = one.user_N[rows_B], one.item_N[rows_B]
-        numeric_BK = one.numeric_NK[rows_B]
-        user_vector_BW = None
-        if self.content is not None:
-            similarity_BS = self.content.similarity_NS[rows_B]
-            numeric_BK = torch.cat([numeric_BK, similarity_BS], dim=1)
-            user_vector_BW = self.content.user_vectors(rows_B)
+        content = self.content
+        tiers_NT = None if content is None else content.tiers_NT
         return Batch(
             ids_BF=one.ids_NF[rows_B],
-            numeric_BK=numeric_BK,
+            numeric_BK=one.numeric_NK[rows_B],
             multi=[
                 *(table_RM[user_B] for table_RM in self.users.multi),
                 *(table_RM[item_B] for table_RM in self.items.multi),
@@ -79,7 +82,9 @@ class CtrTable:
             item_B=item_B,
             history_BL=one.history_NL[rows_B],
             label_B=one.label_N[rows_B],
-            user_vector_BW=user_vector_BW,
+            user_vector_BW=None if content is None else content.user_vectors(rows_B),
+            similarity_BS=None if content is None else content.similarity_NS[rows_B],
+            tiers_BT=None if tiers_NT is None else tiers_NT[rows_B],
         )
 
 

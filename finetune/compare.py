@@ -4,6 +4,7 @@ Shapes: N impressions, R resamples.
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +16,18 @@ from data_prep.dataset import Dataset
 from finetune.bootstrap import Interval, resampled_metrics
 from finetune.metrics import Floats
 from finetune.run_folder import PREDICTIONS_FILE, Run
-from finetune.slices import SLICES, slice_masks
+from finetune.rungs import PARTS, VECTORS, parse_rung
+from finetune.slices import slice_masks
 
-RUNG_ORDER = ("none", "noise", "raw", "aligned")
-COMPARED = ("auc", "gauc", "logloss", *(f"auc_{name}" for name in SLICES))
-"""Metrics with intervals; differences are `rung - base`."""
-PAIRS = (("noise", "none"), ("raw", "none"), ("aligned", "none"), ("aligned", "raw"))
+BASES = ("none", "raw", "scratch", "aligned")
+"""What rungs are compared with: each that comes before them."""
+
+
+def order_of(rung: str) -> tuple[int, int, str]:
+    """Rungs in the order of the ladder: by whose vectors, then by how much is made of them."""
+    spec = parse_rung(rung)
+    parts = sum(1 << PARTS.index(part) for part in spec.parts)
+    return VECTORS.index(spec.vectors), parts, rung
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,10 @@ class Comparison:
     """Impressions, clicks and users of the test split and its slices."""
     best_reachable: dict[str, float | None]
     """Best AUC that any model could reach, where the data set knows it."""
+    slices: list[str]
+    """Slices that this data set has."""
+    knock_outs: dict[str, dict[str, Spread]]
+    """`rung without modality` → metric → what it loses, over seeds."""
 
     @property
     def rungs(self) -> list[str]:
@@ -84,6 +95,10 @@ class Comparison:
             "rungs": rungs,
             "intervals": _intervals_json(self.intervals),
             "differences": _intervals_json(self.differences),
+            "knock_outs": {
+                name: {metric: spread.as_json() for metric, spread in metrics.items()}
+                for name, metrics in self.knock_outs.items()
+            },
             "counts": self.counts,
             "seeds": {rung: [run.seed for run in runs] for rung, runs in self.runs.items()},
             "test_opened": {
@@ -102,25 +117,32 @@ def compare(runs: list[Run], dataset: Dataset, *, num_resamples: int) -> Compari
             f"{runs[0].dir.parent.parent}: found runs of {len(fingerprints)} data sets, expected "
             "one; re-run python -m finetune ladder"
         )
+    splits = {run.record["judged_on"] for run in runs}
+    if len(splits) != 1:
+        raise ValueError(
+            f"{runs[0].dir.parent.parent}: found runs judged on {sorted(splits)}, expected one "
+            "split; re-run python -m finetune ladder"
+        )
     test = pq.read_table(runs[0].dir / PREDICTIONS_FILE, columns=["user_id"])
-    impressions = dataset.impressions("test")
+    impressions = dataset.impressions(splits.pop())
     user_N = impressions["user_row"].to_numpy()
     if test.num_rows != impressions.num_rows:
         raise ValueError(
             f"{runs[0].dir}: found {test.num_rows} predictions, expected the "
-            f"{impressions.num_rows} test impressions of {dataset.dir}; re-run the ladder"
+            f"{impressions.num_rows} impressions of {dataset.dir}; re-run the ladder"
         )
-    masks = slice_masks(dataset, user_N, impressions["item_row"].to_numpy())
+    masks = slice_masks(dataset, impressions)
+    compared = ("auc", "gauc", "logloss", *(f"auc_{name}" for name in masks))
     by_rung: dict[str, list[Run]] = defaultdict(list)
-    for run in sorted(runs, key=lambda run: (RUNG_ORDER.index(run.rung), run.seed)):
+    for run in sorted(runs, key=lambda run: (order_of(run.rung), run.seed)):
         by_rung[run.rung].append(run)
     spreads = {rung: _spreads(members) for rung, members in by_rung.items()}
     draws = {
-        rung: _mean_draws(members, user_N, masks=masks, num_resamples=num_resamples)
+        rung: _mean_draws(members, user_N, masks=masks, names=compared, num_resamples=num_resamples)
         for rung, members in by_rung.items()
     }
     intervals = {
-        rung: {name: Interval.of(spreads[rung][name].mean, draws[rung][name]) for name in COMPARED}
+        rung: {name: Interval.of(spreads[rung][name].mean, draws[rung][name]) for name in compared}
         for rung in by_rung
     }
     differences = {
@@ -129,10 +151,9 @@ def compare(runs: list[Run], dataset: Dataset, *, num_resamples: int) -> Compari
                 spreads[rung][name].mean - spreads[base][name].mean,
                 draws[rung][name] - draws[base][name],
             )
-            for name in COMPARED
+            for name in compared
         }
-        for rung, base in PAIRS
-        if rung in by_rung and base in by_rung
+        for rung, base in _pairs(list(by_rung))
     }
     extra = dataset.manifest.extra
     return Comparison(
@@ -145,20 +166,46 @@ def compare(runs: list[Run], dataset: Dataset, *, num_resamples: int) -> Compari
             "auc": extra.get("best_reachable_auc"),
             "auc_cold": extra.get("best_reachable_auc_cold"),
         },
+        slices=list(masks),
+        knock_outs=_knock_outs(by_rung),
     )
+
+
+def _pairs(rungs: list[str]) -> list[tuple[str, str]]:
+    """Each rung with the bases that come before it."""
+    return [
+        (rung, base)
+        for place, rung in enumerate(rungs)
+        for base in rungs[:place]
+        if base in BASES and not (base == "raw" and rung == "scratch")
+    ]
+
+
+def _knock_outs(by_rung: dict[str, list[Run]]) -> dict[str, dict[str, Spread]]:
+    """What each rung loses without a modality."""
+    found: dict[str, dict[str, Spread]] = {}
+    for rung, runs in by_rung.items():
+        for without in runs[0].record["knock_outs"]:
+            lost = [
+                {
+                    name: _number(run.record["knock_outs"][without][name]) - _number(value)
+                    for name, value in run.record["test"].items()
+                }
+                for run in runs
+            ]
+            found[f"{rung} without {without}"] = {
+                name: Spread([one[name] for one in lost]) for name in lost[0]
+            }
+    return found
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
 
 
 def _spreads(runs: list[Run]) -> dict[str, Spread]:
     names = runs[0].record["test"]
-    return {
-        name: Spread(
-            [
-                float("nan") if run.record["test"][name] is None else run.record["test"][name]
-                for run in runs
-            ]
-        )
-        for name in names
-    }
+    return {name: Spread([_number(run.record["test"][name]) for run in runs]) for name in names}
 
 
 def _mean_draws(
@@ -166,6 +213,7 @@ def _mean_draws(
     user_N: NDArray[np.integer],
     *,
     masks: dict[str, NDArray[np.bool_]],
+    names: Sequence[str],
     num_resamples: int,
 ) -> dict[str, Floats]:
     """Mean over a rung's seeds of each metric on each draw; all rungs share the draws."""
@@ -175,7 +223,7 @@ def _mean_draws(
         )
         for run in runs
     ]
-    return {name: np.mean([one[name] for one in drawn], axis=0) for name in COMPARED}
+    return {name: np.mean([one[name] for one in drawn], axis=0) for name in names}
 
 
 def _intervals_json(

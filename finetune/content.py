@@ -1,14 +1,17 @@
 """The content ladder: frozen item vectors, and what a head is told about a user and a target.
 
-Every rung but `none` has the same architecture and differs in its vectors alone, so that a
-difference between two rungs is a difference between their vectors.
+Rungs with the same parts have the same architecture and differ in their vectors alone, so that a
+difference between two of them is a difference between their vectors. What a part adds to them is
+in `content_fields.py`.
 
 Shapes: I items (one zero row more for no item), W width of a rung's item vectors, N impressions,
-L history length, S similarities, D width of the released space, B impressions of a batch.
+L history length, S similarities, D width of the released space, B impressions of a batch,
+T tiers.
 """
 
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,9 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data_prep.dataset import Dataset
+from finetune.code_fields import ItemCodes
+from finetune.content_settings import ContentConfig
 from finetune.data import CtrData, Impressions
 from finetune.embeddings import Embeddings
-from finetune.settings import InputConfig, Rung
+from finetune.rungs import Rung, parse_rung
+from finetune.settings import FitConfig, InputConfig
+from finetune.sim_tier import tier_counts
 from pretrain.look_ahead import refuse_look_ahead
 
 if TYPE_CHECKING:
@@ -41,6 +48,8 @@ class ContentFeatures:
     """Each impression's row of `user_UW`."""
     similarity_NS: Tensor
     """Cosines as in SIMILARITIES, standardised; NaN where history or content is missing."""
+    tiers_NT: Tensor | None = None
+    """How many of the history's items are in each tier of similarity; None without that part."""
 
     def user_vectors(self, rows_B: Tensor) -> Tensor:
         """User vectors of these impressions."""
@@ -56,6 +65,9 @@ class Content:
     event_ID: Tensor | None = None
     """Items as events of a history, for the release's user encoder; None: the mean of vectors."""
     release: "Release | None" = None
+    config: ContentConfig = field(default_factory=ContentConfig)
+    codes: ItemCodes | None = None
+    """The items' semantic codes; set by `fit` on a rung that has them."""
     mean_S: Tensor | None = None
     std_S: Tensor | None = None
     """Mean and spread of the cosines over the training split; set by `fit`."""
@@ -65,16 +77,18 @@ class Content:
         """Width of the item and user vectors."""
         return self.item_IW.shape[1]
 
-    def standardisation(self) -> dict[str, list[float]]:
-        """Mean and spread of the cosines, as content.json keeps them."""
+    def state(self) -> dict[str, Tensor]:
+        """What `fit` learnt, as content.safetensors keeps it."""
         assert self.mean_S is not None
         assert self.std_S is not None
-        return {"mean": self.mean_S.tolist(), "std": self.std_S.tolist()}
+        learnt = {"similarity_mean": self.mean_S, "similarity_std": self.std_S}
+        return learnt | (self.codes.state() if self.codes else {})
 
-    def restore(self, standardisation: Mapping[str, list[float]]) -> None:
-        """Take over the mean and spread of a finished run."""
-        self.mean_S = torch.tensor(standardisation["mean"])
-        self.std_S = torch.tensor(standardisation["std"])
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what a finished run had learnt."""
+        self.mean_S, self.std_S = state["similarity_mean"], state["similarity_std"]
+        if "codes" in self.rung.parts:
+            self.codes = ItemCodes.restore(state, self.item_IW)
 
     def fit(self, data: CtrData) -> ContentFeatures:
         """Features of the training split, whose cosines are standardised by their own spread."""
@@ -86,6 +100,8 @@ class Content:
         centred_NS = torch.where(known, raw.similarity_NS - self.mean_S, 0.0)
         std_S = (centred_NS.square().sum(0) / count_S).sqrt()
         self.std_S = torch.where(std_S > 0, std_S, 1.0)
+        if "codes" in self.rung.parts:
+            self.codes = ItemCodes.learn(self.item_IW, data.train.item_N, config=self.config)
         return self._standardised(raw)
 
     def features(self, data: CtrData, impressions: Impressions) -> ContentFeatures:
@@ -94,9 +110,9 @@ class Content:
 
     def _standardised(self, raw: ContentFeatures) -> ContentFeatures:
         if self.mean_S is None or self.std_S is None:
-            raise ValueError(f"rung {self.rung}: cosines have no training spread yet; call fit")
+            raise ValueError(f"rung {self.rung.name}: cosines have no spread yet; call fit")
         similarity_NS = (raw.similarity_NS - self.mean_S) / self.std_S
-        return ContentFeatures(raw.user_UW, raw.user_index_N, similarity_NS)
+        return dataclasses.replace(raw, similarity_NS=similarity_NS)
 
     def _features(self, data: CtrData, impressions: Impressions) -> ContentFeatures:
         """User vectors once per distinct (user, time), then cosines per impression, in chunks."""
@@ -115,7 +131,16 @@ class Content:
                 for rows_B in torch.split(torch.arange(len(impressions)), chunk)
             ]
         )
-        return ContentFeatures(user_UW, index_N, similarity_NS)
+        tiers_NT = None
+        if "simtier" in self.rung.parts:
+            tiers_NT = tier_counts(
+                data,
+                impressions,
+                item_IW=self.item_IW,
+                tiers=self.config.tiers,
+                length=self.config.tier_history,
+            )
+        return ContentFeatures(user_UW, index_N, similarity_NS, tiers_NT)
 
     def _users(self, data: CtrData, impressions: Impressions, rows_B: Tensor) -> Tensor:
         """User vectors [B, W] from the history strictly before each impression."""
@@ -141,42 +166,67 @@ class Content:
     def _similarities(self, impressions: Impressions, rows_B: Tensor, user_BW: Tensor) -> Tensor:
         """Cosines [B, S] of the user and of the history's items to the target."""
         history_BL = impressions.history_NL[rows_B].long()
-        target_BW = self.item_IW[impressions.item_N[rows_B]]
         present_I = self.item_IW.abs().sum(1) > 0
-        known_BL = (history_BL >= 0) & present_I[history_BL]  # row -1 is the zero row
-        cosine_BL = torch.einsum("blw,bw->bl", self.item_IW[history_BL], target_BW)
-        count_B = known_BL.sum(1)
-        highest_B = cosine_BL.masked_fill(~known_BL, -torch.inf).amax(1)
-        mean_B = (cosine_BL * known_BL).sum(1) / count_B.clamp(min=1)
-        to_user_B = (user_BW * target_BW).sum(1)
-        similarity_BS = torch.stack([to_user_B, highest_B, mean_B], dim=1)
-        missing_B = (count_B == 0) | (target_BW.abs().sum(1) == 0)
-        return similarity_BS.masked_fill(missing_B[:, None], torch.nan)
+        return cosines(
+            self.item_IW[impressions.item_N[rows_B]],
+            self.item_IW[history_BL],
+            (history_BL >= 0) & present_I[history_BL],  # row -1 is the zero row
+            user_BW=user_BW,
+        )
 
 
-def open_content(rung: Rung, inputs: InputConfig, *, dataset: Dataset, seed: int) -> Content | None:
-    """A rung's vectors, after every check that can refuse them; None for `none`."""
-    if rung == "none":
+def cosines(target_BW: Tensor, history_BLW: Tensor, known_BL: Tensor, *, user_BW: Tensor) -> Tensor:
+    """SIMILARITIES [B, S] of unit vectors; NaN where the history or the target has no content."""
+    cosine_BL = torch.einsum("blw,bw->bl", history_BLW, target_BW)
+    count_B = known_BL.sum(1)
+    highest_B = cosine_BL.masked_fill(~known_BL, -torch.inf).amax(1)
+    mean_B = (cosine_BL * known_BL).sum(1) / count_B.clamp(min=1)
+    to_user_B = (user_BW * target_BW).sum(1)
+    similarity_BS = torch.stack([to_user_B, highest_B, mean_B], dim=1)
+    missing_B = (count_B == 0) | (target_BW.abs().sum(1) == 0)
+    return similarity_BS.masked_fill(missing_B[:, None], torch.nan)
+
+
+def open_content(
+    name: str,
+    inputs: FitConfig,
+    *,
+    dataset: Dataset,
+    seed: int,
+    embeddings: Embeddings | None = None,
+) -> Content | None:
+    """A rung's vectors, after every check that can refuse them; None for `none`.
+
+    `embeddings` stand for those of `inputs.embeddings_dir`, such as a knock-out.
+    """
+    rung = parse_rung(name)
+    if rung.vectors == "none":
         return None
     if inputs.embeddings_dir is None:
         raise ValueError(
-            f"embeddings_dir: found none, expected the item vectors of rung {rung}; "
+            f"embeddings_dir: found none, expected the item vectors of rung {name}; "
             "run python -m pretrain embed and give its folder"
         )
-    embeddings = Embeddings.open(inputs.embeddings_dir, dataset)
-    if rung == "noise":
+    embeddings = embeddings or Embeddings.open(inputs.embeddings_dir, dataset)
+    config = inputs.content
+    if rung.vectors == "noise":
         # As wide as `aligned`, so that it has as many weights to overfit with.
         noise = np.random.default_rng([seed, 0x6E6F]).standard_normal(
             (dataset.num_items, embeddings.width), dtype=np.float32
         )
         item_IW = F.normalize(torch.from_numpy(noise), dim=1)
-        return Content(rung, torch.cat([item_IW, torch.zeros(1, embeddings.width)]))
-    if rung == "raw":
-        return Content(rung, embeddings.item_vectors("raw"))
+        no_item = torch.zeros(1, embeddings.width)
+        return Content(rung, torch.cat([item_IW, no_item]), config=config)
+    if rung.vectors == "raw":
+        return Content(rung, embeddings.item_vectors("raw"), config=config)
+    if rung.vectors == "scratch":
+        from finetune.scratch import untrained_release
+
+        release, item_IW, event_ID = untrained_release(inputs.released, embeddings, seed=seed)
+        return Content(rung, item_IW, event_ID, release, config)
     release = _open_release(inputs, embeddings, dataset)
-    return Content(
-        rung, embeddings.item_vectors("aligned"), embeddings.item_vectors("event"), release
-    )
+    item_IW, event_ID = embeddings.item_vectors("aligned"), embeddings.item_vectors("event")
+    return Content(rung, item_IW, event_ID, release, config)
 
 
 def _open_release(inputs: InputConfig, embeddings: Embeddings, dataset: Dataset) -> "Release":

@@ -22,10 +22,12 @@ class Embeddings:
     newest_event: int
     release_fingerprint: str
     width: int
+    without: tuple[str, ...] = ()
+    """Modalities that a knock-out lacks."""
 
     @staticmethod
-    def open(embeddings_dir: Path, dataset: Dataset) -> "Embeddings":
-        """Refuse a folder that is incomplete, a knock-out or of another dataset."""
+    def open(embeddings_dir: Path, dataset: Dataset, *, knock_out: bool = False) -> "Embeddings":
+        """Refuse a folder that is incomplete, of another dataset, or a knock-out (or not one)."""
         path = embeddings_dir / "embeddings.json"
         if not path.is_file():
             raise FileNotFoundError(
@@ -33,7 +35,14 @@ class Embeddings:
                 "run python -m pretrain embed"
             )
         about = json.loads(path.read_text())
-        refuse_knock_out(embeddings_dir, about.get("without", []))
+        without = tuple(about.get("without", []))
+        if not knock_out:
+            refuse_knock_out(embeddings_dir, without)
+        elif not without:
+            raise ValueError(
+                f"knock_outs: found {embeddings_dir}, vectors of all modalities, expected a folder "
+                "of python -m pretrain embed --without"
+            )
         ids = pq.read_table(embeddings_dir / "items.parquet", columns=["item_id"])["item_id"]
         if not ids.equals(dataset.items["item_id"]):
             raise ValueError(
@@ -46,6 +55,7 @@ class Embeddings:
             int(about["newest_event"]),
             str(about["release_fingerprint"]),
             int(about["width"]),
+            without,
         )
 
     @property
@@ -55,6 +65,14 @@ class Embeddings:
 
     def item_vectors(self, column: str) -> Tensor:
         """One vector an item in unit length, zero where missing; a zero row for no item, last."""
+        vectors = F.normalize(self._read(column), dim=1)
+        return torch.cat([vectors, torch.zeros(1, vectors.shape[1])])
+
+    def raw_features(self) -> Tensor:
+        """The column `raw` as it is: features of all modalities, zeros where absent."""
+        return self._read("raw")
+
+    def _read(self, column: str) -> Tensor:
         if column not in self.columns:
             raise ValueError(
                 f"{self.dir}/items.parquet: found columns {self.columns}, expected {column}; "
@@ -70,5 +88,4 @@ class Embeddings:
                 f"{self.dir}/items.parquet: column {column} holds nulls or values that are not "
                 "finite, expected numbers; re-run python -m pretrain embed"
             )
-        vectors = F.normalize(torch.from_numpy(flat.reshape(-1, width)), dim=1)
-        return torch.cat([vectors, torch.zeros(1, width)])
+        return torch.from_numpy(flat.reshape(-1, width))

@@ -5,11 +5,16 @@ length, H width of a history item, W width of item vectors, I items (and a zero 
 O = E, or E + 1 where every field also has a weight of its own (the last column).
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from finetune.batches import Batch
 from finetune.heads import HeadInputs
+
+if TYPE_CHECKING:
+    from finetune.content_fields import ContentFields
 
 _INIT_STD = 0.01  # small: an id that was never trained says almost nothing
 
@@ -51,7 +56,6 @@ class FieldEmbedding(nn.Module):
     """An encoded batch → `HeadInputs`."""
 
     item_id_rows_I: Tensor
-    item_IW: Tensor
 
     def __init__(
         self,
@@ -63,7 +67,7 @@ class FieldEmbedding(nn.Module):
         width: int,
         id_columns: list[tuple[int, int]],
         item_id_rows_I: Tensor,
-        item_IW: Tensor | None,
+        content: "ContentFields | None",
         first_order: bool,
         pool_history: bool,
     ) -> None:
@@ -73,12 +77,12 @@ class FieldEmbedding(nn.Module):
             num_rows: rows of the concatenated table, over every field.
             num_ids: single-valued categorical fields.
             num_multi: fields that are lists.
-            num_numeric: numeric inputs, similarities of content included.
+            num_numeric: numeric inputs.
             width: width E of a field.
             id_columns: column and unknown row of the user's and the item's id, which training
                 drops at times.
             item_id_rows_I: table row of each item's id.
-            item_IW: frozen item vectors; None on the rung `none`.
+            content: fields of the rung's content; None on the rung `none`.
             first_order: whether every field has a weight of its own.
             pool_history: whether the mean of the history is a field.
         """
@@ -92,17 +96,29 @@ class FieldEmbedding(nn.Module):
         nn.init.normal_(self.table.weight, std=_INIT_STD)
         self.numeric = NumericFields(num_numeric, out)
         self.bias = nn.Parameter(torch.zeros(()))
-        # The item vectors come with the embeddings folder, so they are not saved with a run.
         self.register_buffer("item_id_rows_I", item_id_rows_I.long(), persistent=False)
-        self.has_content = item_IW is not None
-        if item_IW is not None:
-            self.register_buffer("item_IW", item_IW, persistent=False)
-            self.item_content = ContentProjection(item_IW.shape[1], out)
-            self.user_content = ContentProjection(item_IW.shape[1], out)
-        self.num_fields = (
-            num_ids + num_multi + num_numeric + 2 * self.has_content + int(pool_history)
-        )
-        self.history_width = width * (1 + self.has_content)
+        self.content = content
+        content_fields = content.num_fields if content is not None else 0
+        self.num_fields = num_ids + num_multi + num_numeric + content_fields + int(pool_history)
+        self.history_width = width * (1 + (content is not None))
+
+    def id_tables(self) -> list[nn.Parameter]:
+        """Embeddings of ids, those of semantic codes too: what overfits first."""
+        codes = self.content.codes if self.content is not None else None
+        tables = [self.table] if codes is None else [self.table, codes.table]
+        return [parameter for table in tables for parameter in table.parameters()]
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """What is trained of the release's item encoder; empty on rungs with frozen vectors."""
+        if self.content is None:
+            return []
+        return [one for one in self.content.items.parameters() if one.requires_grad]
+
+    def reset_ids(self) -> None:
+        """Start every embedding of an id anew, those of semantic codes too."""
+        nn.init.normal_(self.table.weight, std=_INIT_STD)
+        if self.content is not None and self.content.codes is not None:
+            self.content.codes.reset()
 
     def forward(self, batch: Batch) -> tuple[HeadInputs, Tensor]:
         """The head's inputs, and the sum of squares of the table's rows that were read."""
@@ -116,14 +132,15 @@ class FieldEmbedding(nn.Module):
         history_BLH = history_ids_BLO[..., : self.width]
         if self.pool_history:
             fields.append(_masked_mean(history_ids_BLO, mask_BL)[:, None])
-        if self.has_content and batch.user_vector_BW is not None:
-            if self.pool_history:  # no head looks at the history's content one by one
-                target_BO = self.item_content(self.item_IW[batch.item_B])
-            else:
-                target_BO, history_BLO = self._project_items(batch.item_B, batch.history_BL)
-                target_BH = torch.cat([target_BH, target_BO[:, : self.width]], dim=-1)
-                history_BLH = torch.cat([history_BLH, history_BLO[..., : self.width]], dim=-1)
-            fields += [target_BO[:, None], self.user_content(batch.user_vector_BW)[:, None]]
+        square_sum = ids_BFO.square().sum()
+        if self.content is not None:
+            content = self.content(batch)
+            fields.append(content.fields_BFO)
+            square_sum = square_sum + content.id_square_sum
+            if content.target_BO is not None:
+                target_BH = torch.cat([target_BH, content.target_BO[:, : self.width]], dim=-1)
+                content_BLE = content.history_BLO[..., : self.width]
+                history_BLH = torch.cat([history_BLH, content_BLE], dim=-1)
         fields_BFO = torch.cat(fields, dim=1)
         if self.first_order:
             first_order_B = self.bias + fields_BFO[..., -1].sum(1)
@@ -136,19 +153,11 @@ class FieldEmbedding(nn.Module):
             history_BLH=history_BLH,
             history_mask_BL=mask_BL,
         )
-        return inputs, ids_BFO.square().sum()
+        return inputs, square_sum
 
     def _mean_of(self, rows_BM: Tensor) -> Tensor:
         """Mean of a list's vectors, [B, O]; -1 is padding."""
         return _masked_mean(self.table(rows_BM.clamp(min=0)), rows_BM >= 0)
-
-    def _project_items(self, item_B: Tensor, history_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """Project each distinct item once: a batch's histories repeat the popular ones."""
-        rows = torch.cat([item_B, history_BL.flatten()])
-        # A negative row is padding, which indexes the zero row at the end.
-        distinct, index = torch.unique(rows, return_inverse=True)
-        projected = self.item_content(self.item_IW[distinct])[index]
-        return projected[: len(item_B)], projected[len(item_B) :].unflatten(0, history_BL.shape)
 
 
 def _masked_mean(vector_BLO: Tensor, mask_BL: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""One run: one head, one rung, one seed; the test split is opened once, at the end."""
+"""One run: one head, one rung, one seed; the test split is opened once, at the end, or never."""
 
 import hashlib
 import logging
@@ -21,6 +21,8 @@ from finetune import run_folder
 from finetune.batches import CtrTable
 from finetune.content import Content, open_content
 from finetune.data import CtrData, Impressions
+from finetune.knock_outs import knock_outs
+from finetune.make import train_make
 from finetune.model import CtrModel
 from finetune.module import CtrModule
 from finetune.settings import FitConfig, InputConfig
@@ -55,13 +57,13 @@ class Inputs:
         of_valid = content.features(data, data.valid) if content else None
         train = CtrTable(data.train, data.users, data.items, of_train)
         valid = CtrTable(data.valid, data.users, data.items, of_valid)
-        if content is not None and content.rung != "noise":
+        if content is not None and not content.rung.knows_seed:
             self.content[config.rung] = (content, train, valid)
         return content, train, valid
 
 
 def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
-    """Train, restore the best epoch, evaluate once on test, write the run folder.
+    """Train, restore the best epoch, evaluate once on test (or valid), write the run folder.
 
     Returns what metrics.json holds.
     """
@@ -71,29 +73,41 @@ def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
     _quiet_lightning()
     torch.manual_seed(config.seed)
     model = CtrModel(config.head, data=inputs.data, content=content)
-    module = CtrModule(model, config.train, train=train, valid=valid, seed=config.seed)
+    made = _make(config, model, train=train, valid=valid)
+    module = CtrModule(
+        model,
+        config.train,
+        train=train,
+        valid=valid,
+        seed=config.seed,
+        encoder_lr=config.content.tune_lr,
+    )
     config.out_dir.mkdir(parents=True, exist_ok=True)
     (config.out_dir / run_folder.METRICS_FILE).unlink(missing_ok=True)
     best_epoch = _train(module, config)
 
     opened_before = inputs.data.test_opened
-    test = inputs.data.open_test()
-    features = content.features(inputs.data, test) if content else None
-    score_N = model.predict(CtrTable(test, inputs.data.users, inputs.data.items, features)).numpy()
-    figures, counts = slice_metrics(
-        test.user_N.numpy(),
-        test.label_N.numpy(),
-        score_N=score_N,
-        masks=slice_masks(inputs.dataset, test.user_N.numpy(), test.item_N.numpy()),
-    )
+    judged = inputs.data.valid if config.judged_on == "valid" else inputs.data.open_test()
+    masks = slice_masks(inputs.dataset, inputs.dataset.impressions(config.judged_on))
+    score_N = _scores(model, judged, inputs=inputs, content=content)
+    figures, counts = _figures(judged, score_N, masks=masks)
+    knocked_out = {
+        without: _figures(
+            judged, _scores(model, judged, inputs=inputs, content=blind), masks=masks
+        )[0]
+        for without, blind in knock_outs(config, model, dataset=inputs.dataset, content=content)
+    }
     record = {
         "run_version": run_folder.RUN_VERSION,
         "fingerprint": run_folder.fingerprint(config),
         "rung": config.rung,
         "seed": config.seed,
         "head": config.head.name,
+        "judged_on": config.judged_on,
         "test": figures,
         "counts": counts,
+        "knock_outs": knocked_out,
+        "make": made,
         "valid": module.history[best_epoch - 1],
         "best_epoch": best_epoch,
         "epochs": len(module.history),
@@ -103,10 +117,43 @@ def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
         "seconds": round(time.monotonic() - started, 2),
     }
     _write(config, inputs, model=model, content=content, history=module.history)
-    table = predictions_table(inputs.dataset, test, score_N)
+    table = predictions_table(inputs.dataset, judged, score_N)
     run_folder.write_predictions(table, config.out_dir / run_folder.PREDICTIONS_FILE)
     run_folder.write_json(record, config.out_dir / run_folder.METRICS_FILE)
     return record
+
+
+def _make(
+    config: FitConfig, model: CtrModel, *, train: CtrTable, valid: CtrTable
+) -> list[dict[str, float]]:
+    """Train what has to be trained before the head; its epochs, none on most rungs."""
+    content = model.fields.content
+    if content is None or content.make is None:
+        return []
+    return train_make(
+        content,
+        train=train,
+        valid=valid,
+        config=config.content,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+    )
+
+
+def _scores(
+    model: CtrModel, judged: Impressions, *, inputs: Inputs, content: Content | None
+) -> NDArray[np.float32]:
+    features = content.features(inputs.data, judged) if content else None
+    table = CtrTable(judged, inputs.data.users, inputs.data.items, features)
+    score_N: NDArray[np.float32] = model.predict(table).numpy()
+    return score_N
+
+
+def _figures(
+    judged: Impressions, score_N: NDArray[np.float32], *, masks: dict[str, NDArray[np.bool_]]
+) -> tuple[dict[str, float], dict[str, int]]:
+    user_N, label_N = judged.user_N.numpy(), judged.label_N.numpy()
+    return slice_metrics(user_N, label_N, score_N=score_N, masks=masks)
 
 
 def _train(module: CtrModule, config: FitConfig) -> int:
@@ -188,7 +235,8 @@ def _write(
         config.out_dir / run_folder.WEIGHTS_FILE,
     )
     if content is not None:
-        run_folder.write_json(content.standardisation(), config.out_dir / run_folder.CONTENT_FILE)
+        state = {name: value.contiguous() for name, value in content.state().items()}
+        save_file(state, config.out_dir / run_folder.CONTENT_FILE)
 
 
 def _quiet_lightning() -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 from pathlib import Path
 
+import pyarrow.parquet as pq
 from rich import box
 from rich.console import Console
 from rich.progress import (
@@ -28,12 +29,14 @@ from finetune.settings import FitConfig, LadderConfig, TrainerConfig
 logger = logging.getLogger(__name__)
 
 RUNS_DIR = "ladder"
+USUAL_RUNGS = ("none", "noise", "raw", "aligned")
 
 
 def ladder(config: LadderConfig, *, console: Console) -> Comparison:
     """Climb every rung with every seed, keep what is finished, write the report."""
     from finetune.report import write_report
 
+    config = dataclasses.replace(config, rungs=rungs_of(config))
     configs = run_configs(config)
     waiting = [one for one in configs if not run_folder.is_finished(one)]
     if len(waiting) < len(configs):
@@ -52,6 +55,20 @@ def ladder(config: LadderConfig, *, console: Console) -> Comparison:
     return comparison
 
 
+def rungs_of(config: LadderConfig) -> tuple[str, ...]:
+    """The rungs as given; else the usual ones, without `raw` where there are no such vectors."""
+    if config.rungs is not None:
+        return config.rungs
+    folder = config.embeddings_dir
+    if folder is not None and (folder / "items.parquet").is_file():
+        if "raw" not in pq.read_schema(folder / "items.parquet").names:
+            logger.warning(
+                "%s: a release on ids alone has no raw, so that rung is left out", folder
+            )
+            return tuple(rung for rung in USUAL_RUNGS if rung != "raw")
+    return USUAL_RUNGS
+
+
 def run_configs(config: LadderConfig) -> list[FitConfig]:
     """Settings of every run, rung by rung."""
     shared = {
@@ -64,7 +81,7 @@ def run_configs(config: LadderConfig) -> list[FitConfig]:
         FitConfig(
             **shared, trainer=trainer, rung=rung, seed=seed, out_dir=run_dir(config, rung, seed)
         )
-        for rung in config.rungs
+        for rung in rungs_of(config)
         for seed in config.seeds
     ]
 
@@ -101,7 +118,7 @@ def _run(configs: list[FitConfig], *, console: Console) -> None:
             progress.update(task, description=name)
             record = fit(config, inputs)
             auc = record["test"]["auc"]
-            progress.update(task, advance=1, last=f"{name}: test AUC {auc:.4f}")
+            progress.update(task, advance=1, last=f"{name}: {config.judged_on} AUC {auc:.4f}")
 
 
 def table(comparison: Comparison) -> Table:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from finetune.batches import Batch, CtrTable, EvalBatches
-from finetune.content import SIMILARITIES, Content
+from finetune.content import Content
+from finetune.content_fields import ContentFields
 from finetune.data import CtrData
 from finetune.fields import FieldEmbedding
 from finetune.heads import HEADS, InputLayout
@@ -40,15 +41,21 @@ class CtrModel(nn.Module):
             for column, one in enumerate(single)
             if one.name == ID_FIELDS.get(one.owner)
         }
+        out, reads_history = width + int(head.uses_first_order), head.uses_history
+        fields_of_content = None
+        if content is not None:
+            fields_of_content = ContentFields(
+                content, dataset=data.dataset, out=out, reads_history=reads_history
+            )
         self.fields = FieldEmbedding(
             num_rows=vocabulary.num_rows,
             num_ids=len(single),
             num_multi=len(vocabulary.categorical) - len(single),
-            num_numeric=len(vocabulary.numeric) + (len(SIMILARITIES) if content else 0),
+            num_numeric=len(vocabulary.numeric),
             width=width,
             id_columns=[(column, single[column].unknown) for column in id_column.values()],
             item_id_rows_I=data.item_id_rows,
-            item_IW=content.item_IW if content else None,
+            content=fields_of_content,
             first_order=head.uses_first_order,
             pool_history=not head.uses_history,
         )

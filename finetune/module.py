@@ -23,11 +23,19 @@ class CtrModule(pl.LightningModule):
     """Trains a `CtrModel`; `history` holds a row of figures an epoch."""
 
     def __init__(
-        self, model: CtrModel, config: TrainConfig, *, train: CtrTable, valid: CtrTable, seed: int
+        self,
+        model: CtrModel,
+        config: TrainConfig,
+        *,
+        train: CtrTable,
+        valid: CtrTable,
+        seed: int,
+        encoder_lr: float = 1.0e-4,
     ) -> None:
         super().__init__()
         self.model = model
         self.config = config
+        self.encoder_lr = encoder_lr
         self.train_table = train
         self.valid_table = valid
         self.seed = seed
@@ -58,25 +66,37 @@ class CtrModule(pl.LightningModule):
         return batch if device.type == "cpu" else batch.to(device)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW with the embedding table in a group of its own.
+        """AdamW with ids, dense and content parts, and a tuned encoder at speeds of their own.
 
-        The table has no weight decay: Adam would shrink the rows of rare ids at full speed,
+        The tables have no weight decay: Adam would shrink the rows of rare ids at full speed,
         whatever the coefficient. `id_l2` penalises the rows a batch touches instead. Row-sparse
         updates come with issue 5.
         """
-        table = self.model.fields.table.weight
-        dense = [p for p in self.model.parameters() if p is not table]
+        ids, encoder = self.model.fields.id_tables(), self.model.fields.encoder_parameters()
+        apart = {id(one) for one in [*ids, *encoder]}
+        dense = [p for p in self.model.parameters() if p.requires_grad and id(p) not in apart]
+        decay = self.config.weight_decay
         groups = [
-            {"params": [table], "lr": self.config.id_lr, "weight_decay": 0.0},
-            {"params": dense, "lr": self.config.lr, "weight_decay": self.config.weight_decay},
+            {"params": ids, "lr": self.config.id_lr, "weight_decay": 0.0},
+            {"params": dense, "lr": self.config.lr, "weight_decay": decay},
         ]
+        if encoder:
+            groups.append({"params": encoder, "lr": self.encoder_lr, "weight_decay": decay})
         return torch.optim.AdamW(groups, fused=True)
 
     def on_train_epoch_start(self) -> None:
-        """Freeze the embedding table once it has had its epochs."""
+        """Freeze the embedding tables once they have had their epochs, or start them anew."""
+        optimizer = self.trainer.optimizers[0]
         limit = self.config.id_epochs
         if limit is not None and self.current_epoch >= limit:
-            self.trainer.optimizers[0].param_groups[0]["lr"] = 0.0
+            optimizer.param_groups[0]["lr"] = 0.0
+        elif self.config.id_reset == "each_epoch" and self.current_epoch > 0:
+            # Every rank draws the same, whatever its data has drawn so far.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.seed * 1_000 + self.current_epoch)
+                self.model.fields.reset_ids()
+            for table in optimizer.param_groups[0]["params"]:
+                optimizer.state.pop(table, None)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Log loss plus the penalty of the ids that were read."""

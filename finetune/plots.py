@@ -12,7 +12,24 @@ from data_prep.figures import BLUE, GOLD, GREY, RUST, house_style, new_figure, s
 from finetune.compare import Comparison
 from finetune.metrics import calibration_curve
 
-COLOURS = {"none": GREY, "noise": GOLD, "raw": BLUE, "aligned": RUST}
+COLOURS = {
+    "none": GREY,
+    "noise": GOLD,
+    "scratch": "#a3a380",
+    "raw": BLUE,
+    "aligned": RUST,
+    "simtier": "#7c3aed",
+    "content_attention": "#0f766e",
+    "codes": "#be185d",
+    "tuned": "#166534",
+    "make": "#7f1d1d",
+}
+_MORE = ("#0891b2", "#65a30d", "#c026d3", "#ea580c")
+
+
+def colour(rung: str) -> str:
+    """A rung's colour, the same in every figure; combinations take one of a few others."""
+    return COLOURS.get(rung) or _MORE[sum(rung.encode()) % len(_MORE)]
 
 
 def learning_curves(comparison: Comparison) -> str:
@@ -26,9 +43,9 @@ def learning_curves(comparison: Comparison) -> str:
                     values = [row.get(key, np.nan) for row in run.history]
                     first = run is runs[0]
                     label = rung if first else None
-                    axes.plot(epochs, values, color=COLOURS[rung], lw=1.3, alpha=0.8, label=label)
+                    axes.plot(epochs, values, color=colour(rung), lw=1.3, alpha=0.8, label=label)
                 best = run.record["best_epoch"]
-                valid.plot(best, run.history[best - 1]["val/auc"], "o", color=COLOURS[rung], ms=4)
+                valid.plot(best, run.history[best - 1]["val/auc"], "o", color=colour(rung), ms=4)
         train.set(title="training AUC, within the epoch", xlabel="epoch")
         valid.set(title="validation AUC; ● the epoch that was kept", xlabel="epoch")
         for axes in (train, valid):
@@ -49,11 +66,11 @@ def ladder_figure(comparison: Comparison) -> str:
                     continue
                 error = [[one.value - one.low], [one.high - one.value]]
                 axes.errorbar(
-                    place, one.value, yerr=error, fmt="o", color=COLOURS[rung], ms=7, capsize=4
+                    place, one.value, yerr=error, fmt="o", color=colour(rung), ms=7, capsize=4
                 )
                 seeds = comparison.spreads[rung][metric].values
                 axes.plot(
-                    place + np.linspace(0.14, 0.26, len(seeds)), seeds, ".", color=COLOURS[rung]
+                    place + np.linspace(0.14, 0.26, len(seeds)), seeds, ".", color=colour(rung)
                 )
             best = comparison.best_reachable[metric]
             if best is not None:
@@ -62,7 +79,13 @@ def ladder_figure(comparison: Comparison) -> str:
                     "best reachable", (0, best), (0, -4), textcoords="offset points", va="top"
                 )
             axes.axhline(0.5, color="#9ca3af", lw=0.8)
-            axes.set_xticks(range(len(comparison.rungs)), comparison.rungs)
+            many = len(comparison.rungs) > 5
+            axes.set_xticks(
+                range(len(comparison.rungs)),
+                [rung.replace("content_", "") for rung in comparison.rungs],
+                rotation=40 if many else 0,
+                ha="right" if many else "center",
+            )
             axes.set_xlim(-0.5, len(comparison.rungs) - 0.4)
             axes.set(title=f"AUC, {title}")
             axes.grid(axis="x", visible=False)
@@ -71,8 +94,11 @@ def ladder_figure(comparison: Comparison) -> str:
 
 def slices_figure(comparison: Comparison) -> str:
     """AUC of every slice as bars with intervals."""
-    names = {"auc": "all", "auc_warm": "warm items", "auc_tail": "tail items",
-             "auc_cold": "cold items", "auc_new_users": "new users"}  # fmt: skip
+    names = {"auc": "all"}
+    for name in ("warm", "head", "tail", "cold", "new_users", *comparison.slices):
+        if name in comparison.slices:
+            items = name in ("warm", "head", "tail", "cold")
+            names[f"auc_{name}"] = name.replace("_", " ", 1) + (" items" if items else "")
     with house_style():
         figure, (axes,) = new_figure(9, 3.0)
         width = 0.8 / len(comparison.rungs)
@@ -82,7 +108,7 @@ def slices_figure(comparison: Comparison) -> str:
             values = np.array([one.value for one in cells])
             low = values - np.array([one.low for one in cells])
             high = np.array([one.high for one in cells]) - values
-            axes.bar(places, values - 0.5, width * 0.92, bottom=0.5, color=COLOURS[rung],
+            axes.bar(places, values - 0.5, width * 0.92, bottom=0.5, color=colour(rung),
                      label=rung)  # fmt: skip
             axes.errorbar(places, values, yerr=[low, high], fmt="none", ecolor="#374151",
                           elinewidth=0.9, capsize=2)  # fmt: skip
@@ -106,7 +132,7 @@ def calibration_figure(comparison: Comparison) -> str:
         for rung, runs in comparison.runs.items():
             label = np.concatenate([run.label_N for run in runs])
             curve = calibration_curve(label, np.concatenate([run.score_N for run in runs]))
-            axes.plot(curve.predicted, curve.observed, "o-", ms=3, lw=1.3, color=COLOURS[rung],
+            axes.plot(curve.predicted, curve.observed, "o-", ms=3, lw=1.3, color=colour(rung),
                       label=rung)  # fmt: skip
             highest = max(highest, curve.predicted.max(), curve.observed.max())
         limit = min(1.0, highest * 1.08)

@@ -41,7 +41,7 @@ def predict(config: PredictConfig) -> int:
     content = open_content(trained.rung, trained, dataset=dataset, seed=trained.seed)
     features = None
     if content is not None:
-        content.restore(run_folder.read_json(config.run_dir / run_folder.CONTENT_FILE))
+        content.restore(load_file(config.run_dir / run_folder.CONTENT_FILE))
         features = content.features(data, impressions)
     model = CtrModel(trained.head, data=data, content=content)
     model.load_state_dict(load_file(config.run_dir / run_folder.WEIGHTS_FILE))

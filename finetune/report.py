@@ -13,24 +13,19 @@ from numpy.typing import NDArray
 from data_prep.dataset import Dataset, open_dataset
 from data_prep.html_page import Html, figure, page, section, table
 from finetune import plots, run_folder
-from finetune.compare import Comparison, compare
+from finetune.compare import Comparison, Spread, compare
 from finetune.embeddings import Embeddings
 from finetune.run_folder import Run
+from finetune.rungs import parse_rung
 from finetune.settings import ReportConfig
-from finetune.slices import SLICES
-from finetune.verdict import verdict
+from finetune.slices import slice_text
+from finetune.verdict import overfitting, verdict
 from pretrain.item_map import item_map, principal_directions
 
 logger = logging.getLogger(__name__)
 
 REPORT_FILE = "report.html"
 _MAP_ITEMS = 4000
-_RUNG_TEXT = {
-    "none": "ids and features alone",
-    "noise": "random vectors as wide as the aligned ones: a control",
-    "raw": "off-the-shelf content vectors, frozen",
-    "aligned": "vectors of the released checkpoint, frozen",
-}
 
 
 def report(config: ReportConfig) -> Comparison:
@@ -105,9 +100,9 @@ def _page(
 ) -> str:
     sections = [
         ("The ladder", _ladder_text(comparison), plots.ladder_figure(comparison)),
-        ("Who it helps", _slice_text(), plots.slices_figure(comparison)),
-        ("Learning curves", "Validation AUC that falls while training AUC rises is the ids' "
-         "overfitting.", plots.learning_curves(comparison)),
+        ("Who it helps", _slice_text(comparison), plots.slices_figure(comparison)),
+        ("Learning curves", " ".join(["Validation AUC that falls while training AUC rises is the "
+         "ids' overfitting.", *overfitting(comparison)]), plots.learning_curves(comparison)),
         ("Calibration", "A point above the line is clicked more often than predicted.",
          plots.calibration_figure(comparison)),
     ]  # fmt: skip
@@ -127,7 +122,7 @@ def _page(
     ]
     side_by_side = section(
         "Side by side",
-        "Mean ± standard deviation over the seeds, on the test split.",
+        f"Mean ± standard deviation over the seeds, on the {_split(comparison)} split.",
         _table(comparison),
         Html("<p>Differences with their 95 % intervals over users, paired.</p>"),
         _differences(comparison),
@@ -138,7 +133,7 @@ def _page(
     return page(
         title=f"{dataset.manifest.name}: does pre-training help?",
         lead=sentences or ["There is nothing to compare the rungs with."],
-        sections=[side_by_side, *drawings, how],
+        sections=[side_by_side, *drawings, *_blind(comparison), how],
     )
 
 
@@ -150,14 +145,16 @@ def _ladder_text(comparison: Comparison) -> str:
     )
 
 
-def _slice_text() -> Html:
-    parts = [Html(f"<b>{name.replace('_', ' ')}</b>: {text}") for name, text in SLICES.items()]
+def _slice_text(comparison: Comparison) -> Html:
+    parts = [
+        Html(f"<b>{name.replace('_', ' ')}</b>: {slice_text(name)}") for name in comparison.slices
+    ]
     return Html("; ".join(parts))
 
 
 def _table(comparison: Comparison) -> Html:
-    names = {"auc": "AUC", "auc_cold": "AUC cold", "auc_tail": "AUC tail", "gauc": "GAUC",
-             "logloss": "log loss", "ece": "ECE"}  # fmt: skip
+    names = {"auc": "AUC", "auc_cold": "AUC cold", "auc_tail": "AUC tail", "auc_head": "AUC head",
+             "gauc": "GAUC", "logloss": "log loss", "ece": "ECE"}  # fmt: skip
     rows = [
         [_rung_cell(rung), *(comparison.spreads[rung][name].text for name in names)]
         for rung in comparison.rungs
@@ -166,17 +163,43 @@ def _table(comparison: Comparison) -> Html:
 
 
 def _rung_cell(rung: str) -> Html:
-    dot = f'<span class="dot" style="background:{plots.COLOURS[rung]}"></span>'
-    return Html(f"{dot}{rung}<small>{_RUNG_TEXT[rung]}</small>")
+    dot = f'<span class="dot" style="background:{plots.colour(rung)}"></span>'
+    return Html(f"{dot}{rung}<small>{parse_rung(rung).text}</small>")
 
 
 def _differences(comparison: Comparison) -> Html:
-    names = {"auc": "AUC", "auc_cold": "AUC cold", "auc_tail": "AUC tail", "gauc": "GAUC"}
+    names = {"auc": "AUC", "auc_cold": "AUC cold", "auc_tail": "AUC tail", "auc_head": "AUC head",
+             "gauc": "GAUC"}  # fmt: skip
     rows = [
         [pair.replace("-", " minus "), *(metrics[name].text for name in names)]
         for pair, metrics in comparison.differences.items()
     ]
     return table(["difference", *names.values()], rows)
+
+
+def _blind(comparison: Comparison) -> list[Html]:
+    """What the rungs lose without a modality, where such vectors were given."""
+    if not comparison.knock_outs:
+        return []
+    names = {"auc": "AUC", "auc_cold": "AUC cold", "auc_tail": "AUC tail", "gauc": "GAUC"}
+    rows = [
+        [name, *(_lost(metrics[metric]) for metric in names)]
+        for name, metrics in comparison.knock_outs.items()
+    ]
+    text = (
+        "The trained model reads vectors as if no item had the modality; what it loses is what the "
+        "modality carried. Mean ± standard deviation over the seeds."
+    )
+    return [section("Without a modality", text, table(["rung", *names.values()], rows))]
+
+
+def _lost(spread: Spread) -> str:
+    return "n/a" if np.isnan(spread.mean) else f"{spread.mean:+.4f} ± {spread.std:.4f}"
+
+
+def _split(comparison: Comparison) -> str:
+    """The split that the figures are of."""
+    return str(next(iter(comparison.runs.values()))[0].record["judged_on"])
 
 
 def _how(comparison: Comparison, dataset: Dataset, *, head: str) -> Html:
@@ -190,9 +213,11 @@ def _how(comparison: Comparison, dataset: Dataset, *, head: str) -> Html:
         "data set": f"{about['dataset']}, manifest sha256 {about['dataset_fingerprint'][:16]}",
         "validation from": _day(about["valid_start"]),
         "test from": _day(about["test_start"]),
-        "test split": f"{counts['impressions']:,} impressions, {counts['clicks']:,} clicks, "
+        f"{_split(comparison)} split": f"{counts['impressions']:,} impressions, "
+        f"{counts['clicks']:,} clicks, "
         f"{counts['users']:,} users ({counts['gauc_users_left_out']:,} with one class left out "
         "of GAUC)",
+        "judged on": _split(comparison),
         "test opened": f"{max(run.record['test_opened'] for run in runs)} time a run, at its end",
         "chosen on": "validation AUC (epoch); nothing on test",
         "release": f"{release[:16]}, newest event {_day(newest)}" if release else "none",

@@ -7,7 +7,7 @@ run/
   predictions.parquet  user_id, item_id, time, label, score of the test split
   model.safetensors    weights of the best epoch, without frozen item vectors
   vocabulary.json      values of every field
-  content.json         mean and spread of the rung's similarities (no file on `none`)
+  content.safetensors  mean and spread of the rung's similarities, codebooks (no file on `none`)
 """
 
 import csv
@@ -28,12 +28,14 @@ from numpy.typing import NDArray
 
 from data_prep.folders import open_folder
 from data_prep.records import MANIFEST_FILE, replace_file
+from finetune.content_settings import ContentConfig
+from finetune.rungs import parse_rung
 from finetune.settings import FitConfig, HeadConfig, TrainConfig, TrainerConfig
 
-RUN_VERSION = 1
+RUN_VERSION = 2
 CONFIG_FILE, METRICS_FILE, HISTORY_FILE = "config.yaml", "metrics.json", "history.csv"
 PREDICTIONS_FILE, WEIGHTS_FILE = "predictions.parquet", "model.safetensors"
-VOCABULARY_FILE, CONTENT_FILE = "vocabulary.json", "content.json"
+VOCABULARY_FILE, CONTENT_FILE = "vocabulary.json", "content.safetensors"
 
 # Where and how fast a run was made does not change what it found.
 _NOT_IN_FINGERPRINT = ("out_dir", "trainer")
@@ -107,11 +109,16 @@ def plain(settings: object) -> dict[str, Any]:
 def fingerprint(config: FitConfig) -> str:
     """SHA-256 of all that decides what a run finds: its settings and what it reads."""
     settings = {k: v for k, v in plain(config).items() if k not in _NOT_IN_FINGERPRINT}
-    if config.rung == "none":
+    rung = parse_rung(config.rung)
+    if rung.vectors == "none":
         settings |= {"embeddings_dir": None, "released": None, "allow_look_ahead": False}
+    if not rung.parts:
+        settings |= {"content": None}
+    if rung.vectors != "aligned":
+        settings |= {"knock_outs": None}
     parts = [json.dumps([RUN_VERSION, settings], sort_keys=True).encode()]
     parts.append(open_folder(config.dataset_dir)[0].path(MANIFEST_FILE).read_bytes())
-    if config.rung != "none" and config.embeddings_dir is not None:
+    if rung.vectors != "none" and config.embeddings_dir is not None:
         parts.append((config.embeddings_dir / "embeddings.json").read_bytes())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
@@ -132,16 +139,25 @@ def read_config(run_dir: Path) -> FitConfig:
             f"{run_dir}: found no {CONFIG_FILE}, expected a run folder; run python -m finetune fit"
         )
     raw = yaml.safe_load(path.read_text())
-    head, train = raw.pop("head"), raw.pop("train")
-    head = {key: tuple(one) if isinstance(one, list) else one for key, one in head.items()}
-    for key in ("dataset_dir", "embeddings_dir", "released", "out_dir"):
-        raw[key] = Path(raw[key]) if raw[key] is not None else None
+    head, content, train = (_tuples(raw.pop(key)) for key in ("head", "content", "train"))
+    for keys, where in (
+        (("dataset_dir", "embeddings_dir", "released", "out_dir"), raw),
+        (("features_dir",), content),
+    ):
+        for key in keys:
+            where[key] = Path(where[key]) if where[key] is not None else None
+    raw["knock_outs"] = tuple(Path(one) for one in raw["knock_outs"])
     return FitConfig(
         head=HeadConfig(**head),
         train=TrainConfig(**train),
+        content=ContentConfig(**content),
         trainer=TrainerConfig(**raw.pop("trainer")),
         **raw,
     )
+
+
+def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(one) if isinstance(one, list) else one for key, one in settings.items()}
 
 
 def write_config(config: object, run_dir: Path) -> None:
@@ -169,12 +185,6 @@ def write_json(content: Mapping[str, Any], path: Path) -> None:
     """Write under a temporary name, then rename; figures that do not exist become null."""
     text = json.dumps(_without_nan(content), indent=2, ensure_ascii=False)
     replace_file(path, (text + "\n").encode())
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read what `write_json` wrote."""
-    content: dict[str, Any] = json.loads(path.read_text())
-    return content
 
 
 def _without_nan(value: object) -> object:

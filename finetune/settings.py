@@ -7,15 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-Rung = Literal["none", "noise", "raw", "aligned"]
+from finetune.content_settings import ContentConfig
+from finetune.content_settings import check_setting as _check
+from finetune.rungs import parse_rung
+
 HeadName = Literal[
     "lr", "fm", "deepfm", "pnn", "dcnv2", "xdeepfm", "finalmlp", "autoint", "din", "dien", "bst"
 ]
-
-
-def _check(ok: bool, key: str, found: object, expected: str) -> None:
-    if not ok:
-        raise ValueError(f"{key}: found {found}, expected {expected}; correct it in the config")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +135,10 @@ class TrainConfig:
     id_epochs: int | None = None
     """Epochs after which the embedding table is frozen, since ids overfit first; null: never."""
 
+    id_reset: Literal["never", "each_epoch"] = "never"
+    """`each_epoch`: the embedding table starts anew every epoch while the rest trains on, so that
+    ids are never seen twice by the same embedding (MEDA, Liu et al. 2023, arXiv 2305.19531)."""
+
     id_dropout: float = 0.1
     """Share of user and item ids replaced by the unknown id while training, so that the unknown
     id is trained and a head does not lean on ids alone."""
@@ -220,8 +222,10 @@ class FitConfig(InputConfig):
     out_dir: Path
     """Run folder to write."""
 
-    rung: Rung = "none"
-    """Content: none, noise (control), raw (off-the-shelf features) or aligned (the release)."""
+    rung: str = "none"
+    """Content: none, noise and scratch (controls), raw (off-the-shelf features), aligned (the
+    release); or simtier, content_attention, codes, tuned and make, which are aligned and one thing
+    more. Others are combinations, e.g. raw+simtier or aligned+simtier+codes."""
 
     seed: int = 0
     """Seeds the initial weights, the order of impressions and the noise vectors."""
@@ -232,8 +236,22 @@ class FitConfig(InputConfig):
     train: TrainConfig = TrainConfig()
     """The optimisation."""
 
+    content: ContentConfig = field(default_factory=ContentConfig)
+    """What the parts of a rung are made of."""
+
+    judged_on: Literal["test", "valid"] = "test"
+    """Split that figures are of: `valid` while settings are chosen, which leaves test closed."""
+
+    knock_outs: tuple[Path, ...] = ()
+    """Folders of `python -m pretrain embed --without`: what a finished run on the release's frozen
+    vectors would say without a modality."""
+
     trainer: TrainerConfig = TrainerConfig()
     """The machine."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_rung(self.rung)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,8 +261,9 @@ class LadderConfig(InputConfig):
     out_dir: Path
     """Folder of metrics.json, report.html and the runs (under ladder/)."""
 
-    rungs: tuple[Rung, ...] = ("none", "noise", "raw", "aligned")
-    """Rungs to climb; `none` is what the others are compared with."""
+    rungs: tuple[str, ...] | None = None
+    """Rungs to climb, as `rung` of a single run; `none` is what the others are compared with.
+    null: none, noise, raw and aligned, without raw where the release is on ids alone."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of every rung; at least 3 for a figure that is to be believed."""
@@ -261,13 +280,26 @@ class LadderConfig(InputConfig):
     train: TrainConfig = TrainConfig()
     """The optimisation."""
 
+    content: ContentConfig = field(default_factory=ContentConfig)
+    """What the parts of a rung are made of."""
+
+    judged_on: Literal["test", "valid"] = "test"
+    """Split that figures are of: `valid` while settings are chosen, which leaves test closed."""
+
+    knock_outs: tuple[Path, ...] = ()
+    """Folders of `python -m pretrain embed --without`: what a finished run on the release's frozen
+    vectors would say without a modality."""
+
     trainer: TrainerConfig = TrainerConfig()
     """The machine."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check("none" in self.rungs, "rungs", self.rungs, "`none` among them, to compare with")
-        _check(len(set(self.rungs)) == len(self.rungs), "rungs", self.rungs, "each rung once")
+        if self.rungs is not None:
+            _check("none" in self.rungs, "rungs", self.rungs, "`none` among them, to compare with")
+            _check(len(set(self.rungs)) == len(self.rungs), "rungs", self.rungs, "each rung once")
+            for rung in self.rungs:
+                parse_rung(rung)
         ok = len(self.seeds) > 0 and len(set(self.seeds)) == len(self.seeds)
         _check(ok, "seeds", self.seeds, "different seeds, at least one")
         _check(self.num_resamples >= 10, "num_resamples", self.num_resamples, "at least 10")

@@ -18,6 +18,7 @@ def verdict(comparison: Comparison) -> list[str]:
     if "aligned" in comparison.runs:
         for metric, where in _METRICS.items():
             sentences += _gain(comparison, metric, where=where)
+        sentences += _above_aligned(comparison)
     if "noise" in comparison.runs:
         sentences.append(_noise(comparison))
     fewest = min(len(runs) for runs in comparison.runs.values())
@@ -32,6 +33,19 @@ def verdict(comparison: Comparison) -> list[str]:
             "its gains are not evidence."
         )
     return sentences
+
+
+def overfitting(comparison: Comparison) -> list[str]:
+    """Which rungs' validation AUC fell after its best epoch, the sign of ids learnt by heart."""
+    fallen = []
+    for rung, runs in comparison.runs.items():
+        curves = [[row["val/auc"] for row in run.history] for run in runs]
+        best = [curve.index(max(curve)) + 1 for curve in curves]
+        lost = sum(max(curve) - curve[-1] for curve in curves) / len(curves)
+        if all(place < len(curve) for place, curve in zip(best, curves, strict=True)):
+            epoch = sum(best) / len(best)
+            fallen.append(f"{rung} {lost:.3f} after epoch {epoch:.1f}")
+    return [f"Lost from the best epoch to the last: {', '.join(fallen)}."] if fallen else []
 
 
 def is_clear(comparison: Comparison, rung: str, base: str, *, metric: str) -> bool:
@@ -64,6 +78,27 @@ def _gain(comparison: Comparison, metric: str, *, where: str) -> list[str]:
         sentence += f"; it {over_raw} over off-the-shelf content"
         sentence += "" if clear else " (not clear of zero and the seeds' spread)"
     return [sentence + "."]
+
+
+def _above_aligned(comparison: Comparison) -> list[str]:
+    """Which rungs gain over aligned content as it is, on the whole split or on cold items."""
+    tail = "-aligned"
+    rungs = [pair.removesuffix(tail) for pair in comparison.differences if pair.endswith(tail)]
+    if not rungs:
+        return []
+    parts = []
+    for metric, where in (("auc", "on the whole split"), ("auc_cold", "on cold items")):
+        clear = [rung for rung in rungs if is_clear(comparison, rung, "aligned", metric=metric)]
+        better = [
+            f"{rung} ({comparison.differences[f'{rung}-aligned'][metric].value:+.3f})"
+            for rung in clear
+            if comparison.differences[f"{rung}-aligned"][metric].value > 0
+        ]
+        parts.append(f"{where} {', '.join(better) if better else 'none'}")
+    return [
+        f"Of the {len(rungs)} rungs above aligned content, these gain over it clearly: "
+        f"{'; '.join(parts)}."
+    ]
 
 
 def _phrase(comparison: Comparison, base: str, *, metric: str) -> str:

@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-SCRIPTS = ("shard_items", "load_items", "triples_bytes", "loss_memory", "dedup_step", "debias")
+SCRIPTS = (
+    "shard_items",
+    "load_items",
+    "triples_bytes",
+    "loss_memory",
+    "dedup_step",
+    "debias",
+    "ctr_ladder",
+)
 CASES = ("shard_cases", "load_cases", "load_sources", "shop_dataset", "loss_cases", "dedup_cases")
 
 

@@ -1,4 +1,4 @@
-"""The protocol `films-rolling` on ten years of film ratings, as pure functions.
+"""The protocols `films-rolling` and `films-ctr` on ten years of film ratings, as pure functions.
 
 Its definition stands in PROTOCOL.md beside the data: five blocks of test time, and in each the
 positives of every user are predicted from that user's positives strictly before their second.
@@ -75,6 +75,33 @@ def rolling_block(interactions: pa.Table, number: int, *, stage: Stage) -> Block
         start=int(np.ceil(start)),
         train=interactions.filter(pa.array(known)),
         cases=_cases(interactions, known=known, asked=asked),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CtrBlock:
+    """One block of `films-ctr`: every rating is an impression, one of 4 or more the click."""
+
+    number: int
+    valid_start: int
+    """First second of validation: the last tenth of what precedes the block."""
+    test_start: int
+    """First second of the block."""
+    interactions: pa.Table
+    """Interactions (all source columns) before the block's end."""
+
+
+def ctr_block(interactions: pa.Table, number: int) -> CtrBlock:
+    """Build block 0 … 4."""
+    time = interactions["timestamp"].to_numpy()
+    bounds = np.quantile(time, QUANTILES)
+    last = number == len(QUANTILES) - 2
+    start, end = bounds[number], np.inf if last else bounds[number + 1]
+    return CtrBlock(
+        number=number,
+        valid_start=int(np.ceil(np.quantile(time[time < start], 0.9))),
+        test_start=int(np.ceil(start)),
+        interactions=interactions.filter(pa.array(time < end)),
     )
 
 

@@ -1,5 +1,6 @@
 """A release and embeddings made by hand: finetune's tests need no pre-training."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,13 +10,22 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor
 
 import pretrain
 from data_prep.dataset import Dataset, open_dataset
 from finetune.settings import FitConfig, HeadConfig, TrainConfig, TrainerConfig
+from pretrain.embed import embed
+from pretrain.export import describe_run
+from pretrain.item_loader import ItemLoader, preprocessors_of
+from pretrain.model import ModelConfig, TwoSpaceModel
+from pretrain.release import CONFIG_FILE, ID_MAP_FILE, WEIGHTS_FILE
+from pretrain.towers import TowerConfig, build_backbone
+from pretrain.user_encoder import UserEncoderConfig
 
 WIDTH = 8
+TOY = Path(__file__).parents[2] / "configs" / "toy"
 
 
 class FakeRelease:
@@ -94,3 +104,51 @@ def fit_config(toy_dataset: Path, embeddings_dir: Path, tmp_path: Path) -> FitCo
         train=TrainConfig(batch_size=256, max_epochs=2),
         trainer=TrainerConfig(accelerator="cpu", progress="none"),
     )
+
+
+@pytest.fixture(scope="session")
+def released(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A release of small towers with random weights, for what reads an item's content."""
+    folder = tmp_path_factory.mktemp("released")
+    towers = {
+        "image": TowerConfig(library="open_clip", name=f"{TOY}/open_clip_tiny.json", image_size=32),
+        "text": TowerConfig(library="transformers", name=f"{TOY}/bert_tiny", max_tokens=16),
+    }
+    torch.manual_seed(0)
+    backbones = {name: build_backbone(name, tower) for name, tower in towers.items()}
+    widths = {name: one.width for name, one in backbones.items()}
+    user = UserEncoderConfig(layers=1, heads=2, history_length=8)
+    config = describe_run(
+        ModelConfig(towers=towers, width=WIDTH, user=user),
+        dataset=dataset,
+        architectures={name: one.architecture() for name, one in backbones.items()},
+        feature_widths=widths,
+    )
+    model = TwoSpaceModel(
+        config.model, backbones=backbones, feature_widths=widths, num_items=dataset.num_items
+    )
+    items = ItemLoader(dataset, preprocessors=preprocessors_of(dataset, towers))
+    model.item_encoder.calibrate(items.load(np.arange(64)))
+    save_file(model.state_dict(), folder / WEIGHTS_FILE)
+    pq.write_table(dataset.items.select(["item_row", "item_id"]), folder / ID_MAP_FILE)
+    text = items.preprocessors["text"]
+    text.save(folder / "tokenizer")
+    (folder / CONFIG_FILE).write_text(config.to_json())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_embeddings(released: Path, dataset: Dataset) -> Path:
+    embed(released, dataset.dir, released.parent / "real_embeddings")
+    return released.parent / "real_embeddings"
+
+
+@pytest.fixture(scope="session")
+def blind_embeddings(released: Path, dataset: Dataset) -> Path:
+    embed(released, dataset.dir, released.parent / "blind", without=["image"])
+    return released.parent / "blind"
+
+
+@pytest.fixture
+def real_config(fit_config: FitConfig, released: Path, real_embeddings: Path) -> FitConfig:
+    return dataclasses.replace(fit_config, released=released, embeddings_dir=real_embeddings)

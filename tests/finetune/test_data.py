@@ -8,7 +8,6 @@ from data_prep.dataset import Dataset
 from finetune.batches import CtrTable, EvalBatches, TrainBatches, epoch_order
 from finetune.content import Content, open_content
 from finetune.data import CtrData
-from finetune.fields import FieldEmbedding
 from finetune.heads import HEADS
 from finetune.model import CtrModel
 from finetune.settings import FitConfig, HeadConfig
@@ -165,11 +164,13 @@ def test_projecting_distinct_items_once_equals_projecting_each(
     data: CtrData, fit_config: FitConfig
 ) -> None:
     content = open_content("raw", fit_config, dataset=data.dataset, seed=0)
-    model = CtrModel(fit_config.head, data=data, content=content)
-    fields: FieldEmbedding = model.fields
-    item_B, history_BL = data.train.item_N[:32], data.train.history_NL[:32]
-    target, history = fields._project_items(item_B, history_BL)
-    torch.testing.assert_close(target, fields.item_content(fields.item_IW[item_B]))
-    for place in range(history_BL.shape[1]):
-        expected = fields.item_content(fields.item_IW[history_BL[:, place].long()])
+    features = content.fit(data)
+    config = dataclasses.replace(fit_config.head, name="din")
+    fields = CtrModel(config, data=data, content=content).fields.content
+    batch = CtrTable(data.train, data.users, data.items, features).batch(torch.arange(32))
+    target, history = fields.look_up(batch).each(fields.item)
+    item_IW = content.item_IW
+    torch.testing.assert_close(target, fields.item(item_IW[batch.item_B]))
+    for place in range(history.shape[1]):
+        expected = fields.item(item_IW[batch.history_BL[:, place].long()])
         torch.testing.assert_close(history[:, place], expected)

@@ -3,14 +3,17 @@ import io
 import json
 import math
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
 from data_prep.dataset import Dataset
-from finetune.ladder import ladder, run_configs
+from finetune.content_settings import ContentConfig
+from finetune.ladder import ladder, run_configs, rungs_of
 from finetune.report import report
 from finetune.settings import FitConfig, LadderConfig, ReportConfig
 
@@ -119,6 +122,49 @@ def test_a_report_can_be_written_again_and_from_a_single_run(
     report(ReportConfig(run_dir=single, num_resamples=20))
     assert (single / "report.html").is_file()
     assert "fingerprint" in json.loads((single / "metrics.json").read_text())
+
+
+def test_the_usual_rungs_leave_raw_out_for_a_release_on_ids_alone(
+    ladder_config: LadderConfig, fake_release: object, embeddings_dir: Path, tmp_path: Path
+) -> None:
+    assert rungs_of(ladder_config) == RUNGS
+    folder = Path(shutil.copytree(embeddings_dir, tmp_path / "ids_alone"))
+    items = pq.read_table(folder / "items.parquet")
+    pq.write_table(items.drop_columns(["raw"]), folder / "items.parquet")
+    config = dataclasses.replace(ladder_config, embeddings_dir=folder, seeds=(0,))
+    comparison = ladder(config, console=quiet())
+    assert comparison.rungs == ["none", "noise", "aligned"]
+    with pytest.raises(ValueError, match="a release on ids alone has no raw"):
+        ladder(dataclasses.replace(config, rungs=("none", "raw")), console=quiet())
+
+
+def test_the_whole_ladder_stands_in_the_report(
+    ladder_config: LadderConfig, real_config: FitConfig, blind_embeddings: Path
+) -> None:
+    config = dataclasses.replace(
+        ladder_config,
+        released=real_config.released,
+        embeddings_dir=real_config.embeddings_dir,
+        rungs=("make", "none", "aligned", "aligned+simtier", "scratch", "raw"),
+        seeds=(0,),
+        content=ContentConfig(make_epochs=1),
+        knock_outs=(blind_embeddings,),
+    )
+    comparison = ladder(config, console=quiet())
+    assert comparison.rungs == ["none", "scratch", "raw", "aligned", "aligned+simtier", "make"]
+    pairs = set(comparison.differences)
+    assert {"make-aligned", "aligned-scratch", "aligned-raw", "scratch-none"} <= pairs
+    assert not any(pair.startswith("none-") for pair in pairs)
+    assert set(comparison.knock_outs) == {
+        f"{rung} without image" for rung in ("aligned", "aligned+simtier", "make")
+    }
+    page = (config.out_dir / "report.html").read_text()
+    assert "a content model trained first and on its own" in page
+    assert "Without a modality" in page
+    assert "<b>position first</b>: shown in the first place" in page
+    assert "<b>head</b>" in page
+    again = report(ReportConfig(run_dir=config.out_dir, num_resamples=20))
+    assert again.as_json()["knock_outs"] == comparison.as_json()["knock_outs"]
 
 
 def test_a_look_ahead_that_was_allowed_stands_in_the_report(

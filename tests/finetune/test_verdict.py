@@ -5,8 +5,10 @@ from types import SimpleNamespace
 import pytest
 
 from finetune.bootstrap import Interval
-from finetune.compare import COMPARED, Comparison, Spread
+from finetune.compare import Comparison, Spread
 from finetune.verdict import verdict
+
+COMPARED = ("auc", "auc_cold", "auc_tail", "auc_new_users")
 
 
 def comparison(
@@ -24,6 +26,8 @@ def comparison(
         differences={pair: dict.fromkeys(COMPARED, one) for pair, one in gains.items()},
         counts={},
         best_reachable={},
+        slices=[],
+        knock_outs={},
     )
 
 
