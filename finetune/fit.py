@@ -21,12 +21,14 @@ from finetune import run_folder
 from finetune.batches import CtrTable
 from finetune.content import Content, open_content
 from finetune.data import CtrData, Impressions
+from finetune.groups import check_group_features
 from finetune.knock_outs import knock_outs
 from finetune.make import train_make
 from finetune.model import CtrModel
 from finetune.module import CtrModule
 from finetune.settings import FitConfig, InputConfig
 from finetune.slices import slice_masks, slice_metrics
+from finetune.trust_record import trust_record
 from pretrain.look_ahead import looks_ahead
 
 logger = logging.getLogger(__name__)
@@ -69,6 +71,7 @@ def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
     """
     started = time.monotonic()
     inputs = inputs or Inputs.open(config)
+    check_group_features(config.trust, inputs.dataset)
     content, train, valid = inputs.tables(config)
     _quiet_lightning()
     torch.manual_seed(config.seed)
@@ -88,7 +91,8 @@ def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
 
     opened_before = inputs.data.test_opened
     judged = inputs.data.valid if config.judged_on == "valid" else inputs.data.open_test()
-    masks = slice_masks(inputs.dataset, inputs.dataset.impressions(config.judged_on))
+    impressions = inputs.dataset.impressions(config.judged_on)
+    masks = slice_masks(inputs.dataset, impressions)
     score_N = _scores(model, judged, inputs=inputs, content=content)
     figures, counts = _figures(judged, score_N, masks=masks)
     knocked_out = {
@@ -97,6 +101,16 @@ def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
         )[0]
         for without, blind in knock_outs(config, model, dataset=inputs.dataset, content=content)
     }
+    trust = trust_record(
+        config.trust,
+        model,
+        dataset=inputs.dataset,
+        impressions=impressions,
+        slices=masks,
+        score_N=score_N,
+        content=content,
+        rescore=lambda other: _scores(model, judged, inputs=inputs, content=other),
+    )
     record = {
         "run_version": run_folder.RUN_VERSION,
         "fingerprint": run_folder.fingerprint(config),
@@ -107,6 +121,7 @@ def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
         "test": figures,
         "counts": counts,
         "knock_outs": knocked_out,
+        "trust": trust,
         "make": made,
         "valid": module.history[best_epoch - 1],
         "best_epoch": best_epoch,

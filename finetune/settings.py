@@ -10,6 +10,7 @@ from typing import Any, Literal
 from finetune.content_settings import ContentConfig
 from finetune.content_settings import check_setting as _check
 from finetune.rungs import parse_rung
+from finetune.trust_settings import TrustConfig
 
 HeadName = Literal[
     "lr", "fm", "deepfm", "pnn", "dcnv2", "xdeepfm", "finalmlp", "autoint", "din", "dien", "bst"
@@ -242,6 +243,9 @@ class FitConfig(InputConfig):
     judged_on: Literal["test", "valid"] = "test"
     """Split that figures are of: `valid` while settings are chosen, which leaves test closed."""
 
+    trust: TrustConfig = field(default_factory=TrustConfig)
+    """What is asked of a trained model beside how well it ranks."""
+
     knock_outs: tuple[Path, ...] = ()
     """Folders of `python -m pretrain embed --without`: what a finished run on the release's frozen
     vectors would say without a modality."""
@@ -285,6 +289,9 @@ class LadderConfig(InputConfig):
 
     judged_on: Literal["test", "valid"] = "test"
     """Split that figures are of: `valid` while settings are chosen, which leaves test closed."""
+
+    trust: TrustConfig = field(default_factory=TrustConfig)
+    """What is asked of a trained model beside how well it ranks."""
 
     knock_outs: tuple[Path, ...] = ()
     """Folders of `python -m pretrain embed --without`: what a finished run on the release's frozen
