@@ -18,6 +18,7 @@ SCRIPTS = (
     "dedup_step",
     "debias",
     "ctr_ladder",
+    "ctr_parity",
 )
 CASES = ("shard_cases", "load_cases", "load_sources", "shop_dataset", "loss_cases", "dedup_cases")
 

@@ -124,7 +124,7 @@ class Bench:
         path = self.bench_dir / "ctr_parity" / self.splits[-1] / f"{run.name}.json"
         wanted = {"settings": json.loads(json.dumps(asdict(run.settings)))}
         if path.is_file():
-            kept = run_folder.read_json(path)
+            kept: dict[str, Any] = json.loads(path.read_text())
             if kept["settings"] != wanted["settings"]:
                 sys.exit(f"{path}: found a run of other settings; remove it or give --bench_dir")
             return kept

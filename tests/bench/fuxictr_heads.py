@@ -60,7 +60,21 @@ class Ranker(BaseModel):
         self.build(feature_map, settings)
         self.compile("adam", "binary_crossentropy", settings["lr"])
         self.reset_parameters()
+        self.initialise_left_out()
         self.model_to_device()
+
+    def initialise_left_out(self) -> None:
+        """Give the linear part's weights of the history the scale of all others.
+
+        They belong to a field that shares its vectors, and the library passes over those when it
+        initialises: with N(0, 1) as torch leaves them its DeepFM starts at a loss of 1.8 and ends
+        0.06 AUC lower.
+        """
+        for module in self.modules():
+            if isinstance(module, FeatureEmbeddingDict):
+                layers = module.embedding_layers
+                if HISTORY in layers and layers[HISTORY] is not layers[TARGET]:
+                    module.embedding_initializer(layers[HISTORY].weight[1:])
 
     def build(self, feature_map: FeatureMap, settings: dict[str, Any]) -> None:
         """Make the layers."""
