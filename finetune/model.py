@@ -13,7 +13,7 @@ from finetune.content import Content
 from finetune.content_fields import ContentFields
 from finetune.data import CtrData
 from finetune.fields import FieldEmbedding
-from finetune.heads import HEADS, InputLayout
+from finetune.heads import HEADS, InputLayout, initialise
 from finetune.settings import HeadConfig
 from finetune.vocabulary import ID_FIELDS
 
@@ -68,6 +68,7 @@ class CtrModel(nn.Module):
             item_field=id_column["item"],
         )
         self.head = head(config, layout)
+        initialise(self.head)
 
     def forward(self, batch: Batch) -> Scored:
         """Logits and what the penalty needs."""

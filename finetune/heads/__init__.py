@@ -1,7 +1,7 @@
 """CTR heads, one file each, all of one shape: `HeadInputs` in, a logit an impression out."""
 
 from finetune.heads.autoint import AutoInt
-from finetune.heads.base import Head, HeadInputs, InputLayout
+from finetune.heads.base import Head, HeadInputs, InputLayout, initialise
 from finetune.heads.bst import BST
 from finetune.heads.dcnv2 import DCNv2
 from finetune.heads.deepfm import DeepFM
@@ -28,4 +28,4 @@ HEADS: dict[HeadName, type[Head]] = {
     "bst": BST,
 }
 
-__all__ = ["HEADS", "Head", "HeadInputs", "InputLayout"]
+__all__ = ["HEADS", "Head", "HeadInputs", "InputLayout", "initialise"]

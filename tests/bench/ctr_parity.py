@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -47,6 +48,7 @@ LABELS = {"is_click": "label", "long_view": "long_view"}
 """Column of each in the dataset's impressions."""
 SIDES = ("ours", "fuxictr")
 BAR = -0.001
+PRIOR_IMPRESSIONS = 10
 PEER_SCRIPT = Path(__file__).parent / "fuxictr_heads.py"
 
 
@@ -197,6 +199,27 @@ def _pace(found: dict[str, Any]) -> str:
     return f"{found['epochs']} epochs, {found['cpu_s']:.0f} CPU s"
 
 
+def smoothed_means(dataset: Dataset, column: str) -> float:
+    """Test AUC of item, user, tab and hour as added log-odds: the protocol's plain reference.
+
+    Rates are those of train and validation, drawn to the mean by `PRIOR_IMPRESSIONS`.
+    """
+    past = pa.concat_tables([dataset.impressions("train"), dataset.impressions("valid")])
+    test = dataset.impressions("test")
+    outcome_N = past[column].to_numpy().astype(np.float64)
+    score_N = np.zeros(test.num_rows)
+    for name in ("item_row", "user_row", "tab", "hour"):
+        values = np.concatenate([table[name].to_numpy(zero_copy_only=False)
+                                 for table in (past, test)]).astype(str)  # fmt: skip
+        _, index = np.unique(values, return_inverse=True)
+        before, now = index[: past.num_rows], index[past.num_rows :]
+        shown = np.bincount(before, minlength=index.max() + 1) + PRIOR_IMPRESSIONS
+        chosen = np.bincount(before, weights=outcome_N, minlength=index.max() + 1)
+        rate = (chosen + PRIOR_IMPRESSIONS * outcome_N.mean()) / shown
+        score_N += np.log(rate / (1 - rate))[now]
+    return auc(test[column].to_numpy(), score_N)
+
+
 def outcome(
     found: dict[tuple[str, str, str], list[dict[str, Any]]], *, split: Split
 ) -> dict[str, Any]:
@@ -269,7 +292,13 @@ def main() -> None:
                     settings = replace(Settings(), embedding_l2=strengths[side])
                     run = Run(side=side, label=label, head=head, seed=seed, settings=settings)
                     found.setdefault((head, label, side), []).append(bench.result(run))
-    print(json.dumps(outcome(found, split=splits[-1])))
+    line = outcome(found, split=splits[-1])
+    if args.stage == "test":
+        line["others"] = {
+            f"smoothed_means_{label}": round(smoothed_means(bench.dataset, LABELS[label]), 5)
+            for label in args.labels
+        }
+    print(json.dumps(line))
 
 
 if __name__ == "__main__":
