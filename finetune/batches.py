@@ -7,7 +7,7 @@ Shapes: N impressions, B impressions of a batch.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -33,6 +33,8 @@ class Batch:
     """The user's content vector; None on the rung `none`."""
     similarity_BS: Tensor | None = None
     tiers_BT: Tensor | None = None
+    outcomes: dict[str, Tensor] = field(default_factory=dict)
+    """Per name [B]: further labels, position, propensity, treatment; never an input."""
 
     def to(self, device: torch.device) -> "Batch":
         """On another device; Lightning moves batches by this name."""
@@ -50,6 +52,7 @@ class Batch:
             user_vector_BW=moved(self.user_vector_BW),
             similarity_BS=moved(self.similarity_BS),
             tiers_BT=moved(self.tiers_BT),
+            outcomes={name: values_B.to(device) for name, values_B in self.outcomes.items()},
         )
 
 
@@ -85,6 +88,7 @@ class CtrTable:
             user_vector_BW=None if content is None else content.user_vectors(rows_B),
             similarity_BS=None if content is None else content.similarity_NS[rows_B],
             tiers_BT=None if tiers_NT is None else tiers_NT[rows_B],
+            outcomes={name: values_N[rows_B] for name, values_N in one.outcomes.items()},
         )
 
 

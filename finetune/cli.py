@@ -8,7 +8,8 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
-from finetune.settings import FitConfig, LadderConfig, PredictConfig, ReportConfig
+from finetune.command_settings import OffPolicyConfig, PredictConfig, ReportConfig
+from finetune.settings import FitConfig, LadderConfig
 
 logger = logging.getLogger(__name__)
 
@@ -18,12 +19,13 @@ _COMMANDS: dict[str, tuple[type[Any], str]] = {
     "fit": (FitConfig, "train one head on one rung of the content ladder, with one seed"),
     "ladder": (LadderConfig, "climb every rung with every seed, and write the report"),
     "predict": (PredictConfig, "score new impressions with a finished run"),
+    "off_policy": (OffPolicyConfig, "estimate what a run would have earned on a log's test split"),
     "report": (ReportConfig, "write metrics.json and report.html again from finished runs"),
 }
 
 
 def build_parser() -> ArgumentParser:
-    """The parser of all four commands; a YAML file's keys are the flags' names."""
+    """The parser of every command; a YAML file's keys are the flags' names."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         prog="python -m finetune", description="CTR heads on a release.", exit_on_error=False
@@ -52,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _settings(parsed: Namespace, settings: type[Any]) -> Any:  # noqa: ANN401 - one of four
+def _settings(parsed: Namespace, settings: type[Any]) -> Any:  # noqa: ANN401 - one a command
     """The dataclass behind a command; its checks run here."""
     parser = ArgumentParser()
     parser.add_class_arguments(settings, "settings")
@@ -61,7 +63,7 @@ def _settings(parsed: Namespace, settings: type[Any]) -> Any:  # noqa: ANN401 - 
     return parser.instantiate_classes(Namespace(settings=values)).settings
 
 
-def _run(command: str, settings: Any) -> None:  # noqa: ANN401 - one of four
+def _run(command: str, settings: Any) -> None:  # noqa: ANN401 - one a command
     """Import what the command needs, and call it."""
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     from rich.console import Console
@@ -84,9 +86,21 @@ def _run(command: str, settings: Any) -> None:  # noqa: ANN401 - one of four
 
         count = predict(settings)
         console.print(f"{count} scores written: {settings.out}")
+    elif command == "off_policy":
+        from finetune.policy_value import policy_value
+
+        found = policy_value(settings)
+        console.print(f"logged {found['task']}: {_shown(found['logged'])}")
+        for temperature, estimates in found["policies"].items():
+            for name, one in estimates.items():
+                console.print(f"temperature {temperature}, {name}: {_shown(one['reward'])}")
     else:
         from finetune.ladder import table
         from finetune.report import report
 
         console.print(table(report(settings)))
         console.print(f"written: {settings.run_dir}/report.html")
+
+
+def _shown(interval: dict[str, float]) -> str:
+    return f"{interval['value']:.4f} [{interval['low']:.4f}, {interval['high']:.4f}]"

@@ -117,6 +117,11 @@ def compare(runs: list[Run], dataset: Dataset, *, num_resamples: int) -> Compari
             f"{runs[0].dir.parent.parent}: found runs of {len(fingerprints)} data sets, expected "
             "one; re-run python -m finetune ladder"
         )
+    if "auc" not in runs[0].record["test"]:
+        raise ValueError(
+            f"{runs[0].dir}: found a run whose first task is a number, expected a binary one to "
+            "compare; its figures are in metrics.json, or name a binary task first"
+        )
     splits = {run.record["judged_on"] for run in runs}
     if len(splits) != 1:
         raise ValueError(

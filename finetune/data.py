@@ -48,6 +48,8 @@ class Impressions:
     label_N: Tensor
     history_NL: Tensor
     """int32 rows of the latest positive items strictly before, oldest first, -1 at the end."""
+    outcomes: dict[str, Tensor] = field(default_factory=dict)
+    """Further labels, and position, propensity and treatment, where the dataset has them."""
 
     def __len__(self) -> int:
         return len(self.label_N)
@@ -170,7 +172,20 @@ class CtrData:
             time_N=torch.from_numpy(time_N),
             label_N=torch.from_numpy(table["label"].to_numpy().astype(np.float32)),
             history_NL=torch.from_numpy(self._histories(user_N, time_N)),
+            outcomes=self._outcomes(table),
         )
+
+    def _outcomes(self, table: pa.Table) -> dict[str, Tensor]:
+        """What is never an input; impressions to be scored have none of it."""
+        features = self.dataset.manifest.features
+        names = [
+            name for name in (*features.label, *features.exposure) if name in table.schema.names
+        ]
+        found = {name: torch.from_numpy(table[name].to_numpy().copy()) for name in names}
+        return {
+            name: values_N.long() if name == "position" else values_N.float()
+            for name, values_N in found.items()
+        }
 
     def _histories(self, user_N: NDArray[np.int64], time_N: NDArray[np.int64]) -> NDArray[np.int32]:
         history_NL = np.full((len(user_N), self.history_length), -1, dtype=np.int32)

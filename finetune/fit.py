@@ -5,6 +5,7 @@ import logging
 import tempfile
 import time
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,14 +22,20 @@ from finetune import run_folder
 from finetune.batches import CtrTable
 from finetune.content import Content, open_content
 from finetune.data import CtrData, Impressions
+from finetune.evaluation import Tested, evaluate
 from finetune.groups import check_group_features
+from finetune.input_checks import check_classes
 from finetune.knock_outs import knock_outs
 from finetune.make import train_make
 from finetune.model import CtrModel
-from finetune.module import CtrModule
+from finetune.module import MONITOR, CtrModule
+from finetune.objective import Objective
+from finetune.reuse import reuse
 from finetune.settings import FitConfig, InputConfig
-from finetune.slices import slice_masks, slice_metrics
+from finetune.slices import slice_masks
+from finetune.tasks import as_json, check_task_classes, learn_tasks
 from finetune.trust_record import trust_record
+from finetune.warm_start import grown_vocabulary, older_vocabulary
 from pretrain.look_ahead import looks_ahead
 
 logger = logging.getLogger(__name__)
@@ -47,7 +54,11 @@ class Inputs:
     def open(config: InputConfig) -> "Inputs":
         """Read the dataset and learn its vocabulary."""
         dataset = open_dataset(config.dataset_dir)
-        return Inputs(dataset, CtrData.learn(dataset, config))
+        data = CtrData.learn(dataset, config)
+        if isinstance(config, FitConfig) and config.reuse.warm_start is not None:
+            older = older_vocabulary(config.reuse.warm_start)
+            data.vocabulary = grown_vocabulary(older, data.vocabulary)
+        return Inputs(dataset, data)
 
     def tables(self, config: FitConfig) -> tuple[Content | None, CtrTable, CtrTable]:
         """A rung's content, and the training and validation tables."""
@@ -75,11 +86,16 @@ def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
     content, train, valid = inputs.tables(config)
     _quiet_lightning()
     torch.manual_seed(config.seed)
-    model = CtrModel(config.head, data=inputs.data, content=content)
+    tasks = learn_tasks(config.tasks, inputs.data)
+    check_task_classes(tasks, inputs.data, monitor=config.train.monitor)
+    model = CtrModel(config.head, data=inputs.data, content=content, tasks=tasks)
+    objective = Objective(config, data=inputs.data, tasks=tasks)
+    reused = reuse(config, model, data=inputs.data)
     made = _make(config, model, train=train, valid=valid)
     module = CtrModule(
         model,
         config.train,
+        objective=objective,
         train=train,
         valid=valid,
         seed=config.seed,
@@ -93,24 +109,33 @@ def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
     judged = inputs.data.valid if config.judged_on == "valid" else inputs.data.open_test()
     impressions = inputs.dataset.impressions(config.judged_on)
     masks = slice_masks(inputs.dataset, impressions)
-    score_N = _scores(model, judged, inputs=inputs, content=content)
-    figures, counts = _figures(judged, score_N, masks=masks)
+
+    def judge(of: Content | None) -> Tested:
+        features = of.features(inputs.data, judged) if of else None
+        table = CtrTable(judged, inputs.data.users, inputs.data.items, features)
+        return evaluate(tasks, judged, model.predictions(table), masks=masks)
+
+    tested = judge(content)
     knocked_out = {
-        without: _figures(
-            judged, _scores(model, judged, inputs=inputs, content=blind), masks=masks
-        )[0]
+        without: judge(blind).figures
         for without, blind in knock_outs(config, model, dataset=inputs.dataset, content=content)
     }
-    trust = trust_record(
-        config.trust,
-        model,
-        dataset=inputs.dataset,
-        impressions=impressions,
-        slices=masks,
-        score_N=score_N,
-        content=content,
-        rescore=lambda other: _scores(model, judged, inputs=inputs, content=other),
-    )
+    trust: dict[str, Any] = {}
+    if tasks[0].is_binary:
+        label_N = tested.columns["label"]
+        where = f"{inputs.dataset.dir}/ctr/{config.judged_on}"
+        check_classes(label_N, where=where, refuse=False)
+        trust = trust_record(
+            config.trust,
+            model,
+            dataset=inputs.dataset,
+            impressions=impressions,
+            slices=masks,
+            label_N=label_N,
+            score_N=tested.columns["score"],
+            content=content,
+            rescore=lambda other: judge(other).columns["score"],
+        )
     record = {
         "run_version": run_folder.RUN_VERSION,
         "fingerprint": run_folder.fingerprint(config),
@@ -118,8 +143,8 @@ def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
         "seed": config.seed,
         "head": config.head.name,
         "judged_on": config.judged_on,
-        "test": figures,
-        "counts": counts,
+        "test": tested.figures,
+        "counts": tested.counts,
         "knock_outs": knocked_out,
         "trust": trust,
         "make": made,
@@ -130,9 +155,13 @@ def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in model.parameters()),
         "provenance": provenance(config, inputs.dataset, content=content),
         "seconds": round(time.monotonic() - started, 2),
+        **reused,
+        **tested.of_tasks,
+        **objective.learnt(),
     }
     _write(config, inputs, model=model, content=content, history=module.history)
-    table = predictions_table(inputs.dataset, judged, score_N)
+    run_folder.write_json(as_json(tasks), config.out_dir / run_folder.TASKS_FILE)
+    table = predictions_table(inputs.dataset, judged, tested.columns)
     run_folder.write_predictions(table, config.out_dir / run_folder.PREDICTIONS_FILE)
     run_folder.write_json(record, config.out_dir / run_folder.METRICS_FILE)
     return record
@@ -155,29 +184,13 @@ def _make(
     )
 
 
-def _scores(
-    model: CtrModel, judged: Impressions, *, inputs: Inputs, content: Content | None
-) -> NDArray[np.float32]:
-    features = content.features(inputs.data, judged) if content else None
-    table = CtrTable(judged, inputs.data.users, inputs.data.items, features)
-    score_N: NDArray[np.float32] = model.predict(table).numpy()
-    return score_N
-
-
-def _figures(
-    judged: Impressions, score_N: NDArray[np.float32], *, masks: dict[str, NDArray[np.bool_]]
-) -> tuple[dict[str, float], dict[str, int]]:
-    user_N, label_N = judged.user_N.numpy(), judged.label_N.numpy()
-    return slice_metrics(user_N, label_N, score_N=score_N, masks=masks)
-
-
 def _train(module: CtrModule, config: FitConfig) -> int:
     """Train until validation AUC stops rising, restore the best weights; returns their epoch."""
     with tempfile.TemporaryDirectory(dir=config.out_dir, prefix=".checkpoints-") as folder:
         best = ModelCheckpoint(
-            folder, monitor="val/auc", mode="max", save_top_k=1, save_weights_only=True
+            folder, monitor=MONITOR, mode="max", save_top_k=1, save_weights_only=True
         )
-        stop = EarlyStopping("val/auc", mode="max", patience=config.train.patience)
+        stop = EarlyStopping(MONITOR, mode="max", patience=config.train.patience)
         callbacks: list[Callback] = [best, stop]
         if config.trainer.progress == "rich":
             callbacks.append(RichProgressBar())
@@ -199,21 +212,20 @@ def _train(module: CtrModule, config: FitConfig) -> int:
         trainer = pl.Trainer(**(arguments | config.trainer.extra))
         trainer.fit(module)
         module.load_best(torch.load(best.best_model_path, weights_only=True, map_location="cpu"))
-    values = [row["val/auc"] for row in module.history]
+    values = [row[MONITOR] for row in module.history]
     return int(np.argmax(values)) + 1
 
 
 def predictions_table(
-    dataset: Dataset, impressions: Impressions, score_N: NDArray[np.float32]
+    dataset: Dataset, impressions: Impressions, columns: Mapping[str, NDArray[np.float32]]
 ) -> pa.Table:
-    """Scores beside the ids they belong to."""
+    """Labels and scores beside the ids they belong to."""
     return pa.table(
         {
             "user_id": dataset.users["user_id"].take(pa.array(impressions.user_N.numpy())),
             "item_id": dataset.items["item_id"].take(pa.array(impressions.item_N.numpy())),
             "time": impressions.time_N.numpy(),
-            "label": impressions.label_N.numpy(),
-            "score": score_N,
+            **columns,
         }
     )
 

@@ -31,7 +31,6 @@ def check_split(table: pa.Table, dataset: Dataset, split: str) -> None:
     _check_rows(table["user_row"], dataset.num_users, where=f"{where}, user_row")
     _check_rows(table["item_row"], dataset.num_items, where=f"{where}, item_row")
     check_labels(table["label"], where=where)
-    check_classes(table["label"], where=where, refuse=split != "test")
 
 
 def check_columns(table: pa.Table, needed: Iterable[str], *, where: str) -> None:
@@ -54,18 +53,18 @@ def check_labels(label: pa.ChunkedArray, *, where: str) -> None:
         )
 
 
-def check_classes(label: pa.ChunkedArray, *, where: str, refuse: bool) -> None:
-    """Refuse a split of clicks only or none, or warn: there the AUC does not exist (null)."""
-    clicks = int(pc.sum(label).as_py() or 0)
-    if 0 < clicks < len(label):
+def check_classes(label_N: NDArray[np.floating], *, where: str, refuse: bool) -> None:
+    """Refuse a split of one class, or warn: there the AUC does not exist (null)."""
+    positives = int((label_N > 0.5).sum())
+    if 0 < positives < len(label_N):
         return
-    found = f"{where}: found {clicks:,} clicks in {len(label):,} impressions"
+    found = f"{where}: found {positives:,} positives in {len(label_N):,} impressions"
     if not refuse:
         logger.warning("%s: AUC needs both classes and is null in metrics.json", found)
         return
     raise ValueError(
-        f"{found}, expected clicks and impressions without one; move the cut-offs or correct "
-        f"impressions.label, and {SHARD_AGAIN}"
+        f"{found}, expected both classes; move the cut-offs or correct the column behind the "
+        f"label, and {SHARD_AGAIN}"
     )
 
 

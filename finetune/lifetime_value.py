@@ -22,10 +22,15 @@ _LEAST_STD = 1e-3
 
 
 def ziln_loss(output_B3: Tensor, value_B: Tensor) -> Tensor:
-    """Mean negative log likelihood: of buying, and of the log value of those who bought.
+    """Mean of `ziln_errors`; a batch without a buyer trains the first part alone."""
+    return ziln_errors(output_B3, value_B).mean()
+
+
+def ziln_errors(output_B3: Tensor, value_B: Tensor) -> Tensor:
+    """Negative log likelihood, [B]: of buying, and of the log value of those who bought.
 
     -log p(x) = BCE(1{x>0}; p) + 1{x>0} (log(x σ √(2π)) + (log x - μ)² / (2 σ²)), the paper's ZILN
-    loss. A batch without a buyer trains the first part alone.
+    loss.
     """
     _check_values(value_B, name="value_B")
     bought_B = value_B > 0
@@ -37,7 +42,7 @@ def ziln_loss(output_B3: Tensor, value_B: Tensor) -> Tensor:
     std_B = _std(output_B3)
     standard_B = (log_value_B - output_B3[:, 1]) / std_B
     lognormal_B = log_value_B + std_B.log() + _LOG_SQRT_2_PI + standard_B.square() / 2
-    return (loss_B + torch.where(bought_B, lognormal_B, torch.zeros_like(loss_B))).mean()
+    return loss_B + torch.where(bought_B, lognormal_B, torch.zeros_like(loss_B))
 
 
 def ziln_log_mean(output_B3: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """A CTR model: fields and a head. No Lightning, so that scoring needs none.
 
-Shapes: B impressions.
+Shapes: B impressions, N impressions of a split, O outputs of all tasks side by side.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +14,9 @@ from finetune.content import Content
 from finetune.content_fields import ContentFields
 from finetune.data import CtrData
 from finetune.fields import FieldEmbedding
-from finetune.heads import HEADS, InputLayout, initialise
+from finetune.heads import HEADS, TASK_HEADS, Head, InputLayout, TaskHead, initialise
 from finetune.settings import HeadConfig
+from finetune.tasks import CLICK_TASK, Task
 from finetune.vocabulary import ID_FIELDS
 
 
@@ -22,17 +24,31 @@ from finetune.vocabulary import ID_FIELDS
 class Scored:
     """What a step gives."""
 
-    logit_B: Tensor
+    output_BO: Tensor
     id_square_sum: Tensor
     """Sum of squares of the embedding rows read, for their penalty."""
+
+    @property
+    def logit_B(self) -> Tensor:
+        """The first output: of a click, its log odds."""
+        return self.output_BO[:, 0]
 
 
 class CtrModel(nn.Module):
     """Scores encoded impressions."""
 
-    def __init__(self, config: HeadConfig, *, data: CtrData, content: Content | None) -> None:
+    def __init__(
+        self,
+        config: HeadConfig,
+        *,
+        data: CtrData,
+        content: Content | None,
+        tasks: Sequence[Task] = (CLICK_TASK,),
+    ) -> None:
         super().__init__()
-        head = HEADS[config.name]
+        head: type[Head] | type[TaskHead] = (HEADS | TASK_HEADS)[config.name]
+        self.tasks = list(tasks)
+        self.has_arms = config.name == "two_arms"
         width = config.embedding_width if head.uses_fields else 0
         vocabulary = data.vocabulary
         single = [one for one in vocabulary.categorical if one.kind == "categorical"]
@@ -67,21 +83,52 @@ class CtrModel(nn.Module):
             user_field=id_column["user"],  # single-valued ids are the first fields
             item_field=id_column["item"],
         )
-        self.head = head(config, layout)
-        initialise(self.head)
+        num_outputs = [task.num_outputs for task in self.tasks]
+        self.head: Head | TaskHead
+        if issubclass(head, TaskHead):
+            self.head = head(config, layout, num_outputs=num_outputs)
+            initialise(self.head)
+            self.head.begin_at([task.first_output for task in self.tasks])
+        elif num_outputs == [1]:
+            self.head = head(config, layout)
+            initialise(self.head)
+        else:
+            raise ValueError(
+                f"head.name: found {config.name}, which has one output, with the tasks "
+                f"{[(task.name, task.loss) for task in self.tasks]}, expected one of "
+                f"{[name for name in TASK_HEADS if name != 'two_arms']}, or a single label "
+                "without ziln; correct it in the config"
+            )
 
     def forward(self, batch: Batch) -> Scored:
-        """Logits and what the penalty needs."""
+        """Outputs and what the penalty needs."""
         inputs, id_square_sum = self.fields(batch)
-        return Scored(self.head(inputs), id_square_sum)
+        output_B: Tensor = self.head(inputs)
+        return Scored(output_B if output_B.ndim == 2 else output_B[:, None], id_square_sum)
 
     @torch.inference_mode()
     def predict(self, table: CtrTable) -> Tensor:
-        """Click probabilities of a whole split, in order."""
+        """The first prediction, such as the click probability, of a whole split, in order."""
+        return next(iter(self.predictions(table).values()))
+
+    @torch.inference_mode()
+    def predictions(self, table: CtrTable) -> dict[str, Tensor]:
+        """What is predicted of a whole split, by name [N]; see `read`."""
         self.eval()
         device = self.fields.bias.device
-        parts = [
-            torch.sigmoid(self(batch.to(device)).logit_B.float()).cpu()
-            for batch in EvalBatches(table)
-        ]
-        return torch.cat(parts)
+        parts = [self(batch.to(device)).output_BO.float().cpu() for batch in EvalBatches(table)]
+        return self.read(torch.cat(parts))
+
+    def read(self, output_NO: Tensor) -> dict[str, Tensor]:
+        """Outputs as a prediction of every task by name; of two arms uplift, control and treated.
+
+        Probabilities, or numbers in the unit of the label.
+        """
+        if self.has_arms:
+            control_N, treated_N = (
+                self.tasks[0].predict(output_N1) for output_N1 in torch.split(output_NO, 1, dim=1)
+            )
+            return {"uplift": treated_N - control_N, "control": control_N, "treated": treated_N}
+        parts = torch.split(output_NO, [task.num_outputs for task in self.tasks], dim=1)
+        pairs = zip(self.tasks, parts, strict=True)
+        return {task.name: task.predict(part_NO) for task, part_NO in pairs}

@@ -8,14 +8,17 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from finetune.batches import Batch, CtrTable, EvalBatches, TrainBatches
-from finetune.metrics import auc, gauc, log_loss
+from finetune.metrics import auc, log_loss
 from finetune.model import CtrModel
+from finetune.objective import Objective, batch_label
 from finetune.settings import TrainConfig
+from finetune.task_metrics import all_figures, monitored
 
+MONITOR = "val/monitor"
+"""Of a run on the click alone its AUC; see `monitored`."""
 Epoch = dict[str, float]
 
 
@@ -27,6 +30,7 @@ class CtrModule(pl.LightningModule):
         model: CtrModel,
         config: TrainConfig,
         *,
+        objective: Objective,
         train: CtrTable,
         valid: CtrTable,
         seed: int,
@@ -34,6 +38,7 @@ class CtrModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.model = model
+        self.objective = objective
         self.config = config
         self.encoder_lr = encoder_lr
         self.train_table = train
@@ -42,7 +47,7 @@ class CtrModule(pl.LightningModule):
         self.history: list[Epoch] = []
         self._train_logits: list[Tensor] = []
         self._train_labels: list[Tensor] = []
-        self._valid_logits: list[Tensor] = []
+        self._valid_outputs: list[Tensor] = []
 
     def train_dataloader(self) -> TrainBatches:
         """This rank's batches; the order follows from seed and epoch."""
@@ -82,6 +87,7 @@ class CtrModule(pl.LightningModule):
         ]
         if encoder:
             groups.append({"params": encoder, "lr": self.encoder_lr, "weight_decay": decay})
+        groups += self.objective.parameter_groups(self.config)
         return torch.optim.AdamW(groups, fused=True)
 
     def on_train_epoch_start(self) -> None:
@@ -99,15 +105,19 @@ class CtrModule(pl.LightningModule):
                 optimizer.state.pop(table, None)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Log loss plus the penalty of the ids that were read."""
+        """The objective's loss plus the penalty of the ids that were read."""
         batch = self._drop_ids(batch)
-        scored = self.model(batch)
-        loss = F.binary_cross_entropy_with_logits(scored.logit_B, batch.label_B)
-        self._train_logits.append(scored.logit_B.detach())
-        self._train_labels.append(batch.label_B)
-        self.log("train/logloss", loss, on_step=True, on_epoch=False)
-        penalty: Tensor = self.config.id_l2 * scored.id_square_sum / len(batch.label_B)
-        return loss + penalty
+        step = self.objective(self.model, batch)
+        first = self.model.tasks[0]
+        if first.is_binary and not self.model.has_arms:
+            self._train_logits.append(step.scored.logit_B.detach())
+            self._train_labels.append(batch_label(batch, first.name))
+        self.log("train/loss", step.loss, on_step=True, on_epoch=False)
+        for name, value in step.task_losses.items():
+            self.log(f"train/{name}/loss", value, on_step=True, on_epoch=False)
+        penalty: Tensor = self.config.id_l2 * step.scored.id_square_sum / len(batch.label_B)
+        loss: Tensor = step.loss + penalty
+        return loss
 
     def _drop_ids(self, batch: Batch) -> Batch:
         """Replace some user and item ids by the unknown id, as for new users and items."""
@@ -122,25 +132,27 @@ class CtrModule(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect scores; AUC needs all of them."""
-        self._valid_logits.append(self.model(batch).logit_B)
+        self._valid_outputs.append(self.model(batch).output_BO)
 
     def on_validation_epoch_end(self) -> None:
-        """AUC and log loss of training so far this epoch and of the validation split."""
-        score = torch.sigmoid(torch.cat(self._valid_logits).float()).cpu().numpy()
-        self._valid_logits.clear()
+        """Figures of training so far this epoch and of the validation split."""
+        output_NO = torch.cat(self._valid_outputs).float().cpu()
+        self._valid_outputs.clear()
         if self.trainer.sanity_checking:
             return
-        label = self.valid_table.impressions.label_N.numpy()
-        user = self.valid_table.impressions.user_N.numpy()
         row: Epoch = {"epoch": float(self.current_epoch + 1)}
         if self._train_logits:
             train_score = torch.sigmoid(torch.cat(self._train_logits).float()).cpu().numpy()
             train_label = torch.cat(self._train_labels).cpu().numpy()
             row["train/auc"] = auc(train_label, train_score)
             row["train/logloss"] = log_loss(train_label, train_score)
-        row["val/auc"] = auc(label, score)
-        row["val/gauc"] = gauc(user, label, score_N=score).value
-        row["val/logloss"] = log_loss(label, score)
+        tasks = self.model.tasks
+        figures = all_figures(tasks, self.valid_table.impressions, self.model.read(output_NO))
+        row |= {f"val/{name}": value for name, value in figures[tasks[0].name].items()}
+        if len(figures) > 1:
+            for task, values in figures.items():
+                row |= {f"val/{task}/{name}": value for name, value in values.items()}
+        row[MONITOR] = monitored(tasks, figures, self.config.monitor)
         self._train_logits.clear()
         self._train_labels.clear()
         self.history.append(row)
@@ -152,10 +164,11 @@ class CtrModule(pl.LightningModule):
             },
             prog_bar=True,
         )
-        if math.isnan(row["val/auc"]):
+        if math.isnan(row[MONITOR]):
             raise ValueError(
-                "validation AUC is not a number: the validation split has clicks only or none; "
-                "move the cut-offs and re-run python -m data_prep shard"
+                "validation AUC is not a number: the validation split has clicks only or none of "
+                f"{self.config.monitor or [task.name for task in tasks]}; move the cut-offs and "
+                "re-run python -m data_prep shard"
             )
 
     def load_best(self, checkpoint: dict[str, Any]) -> None:

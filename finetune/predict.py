@@ -16,15 +16,17 @@ from finetune import run_folder
 from finetune.batches import CtrTable
 from finetune.content import open_content
 from finetune.data import CtrData
+from finetune.evaluation import score_columns
 from finetune.model import CtrModel
 from finetune.settings import PredictConfig
+from finetune.tasks import read_tasks
 from finetune.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
 
 def predict(config: PredictConfig) -> int:
-    """Write user_id, item_id, time and score in the given order; returns their number."""
+    """Write user_id, item_id, time and scores in the given order; returns their number."""
     run_folder.read_record(config.run_dir)
     trained = run_folder.read_config(config.run_dir)
     changes = {
@@ -43,12 +45,15 @@ def predict(config: PredictConfig) -> int:
     if content is not None:
         content.restore(load_file(config.run_dir / run_folder.CONTENT_FILE))
         features = content.features(data, impressions)
-    model = CtrModel(trained.head, data=data, content=content)
+    tasks = read_tasks(config.run_dir)
+    model = CtrModel(trained.head, data=data, content=content, tasks=tasks)
     model.load_state_dict(load_file(config.run_dir / run_folder.WEIGHTS_FILE))
-    score_N = model.predict(CtrTable(impressions, data.users, data.items, features)).numpy()
-    table = given.select(["user_id", "item_id", "time"]).append_column("score", pa.array(score_N))
+    predicted = model.predictions(CtrTable(impressions, data.users, data.items, features))
+    table = given.select(["user_id", "item_id", "time"])
+    for name, score_N in score_columns(predicted).items():
+        table = table.append_column(name, pa.array(score_N))
     run_folder.write_predictions(table, config.out)
-    return len(score_N)
+    return int(given.num_rows)
 
 
 def read_impressions(

@@ -70,9 +70,16 @@ class LogisticPropensity(nn.Module):
 
 
 def fit_logistic(
-    feature_NF: Tensor, observed_N: Tensor, *, l2: float, max_steps: int = 100
+    feature_NF: Tensor,
+    observed_N: Tensor,
+    *,
+    l2: float,
+    max_steps: int = 100,
+    weight_N: Tensor | None = None,
 ) -> LogisticPropensity:
     """Fit on all pairs, observed or not: mean log loss + l2 |w|², by L-BFGS.
+
+    With `weight_N` a row counts as often as that; None: once.
 
     Convex, so neither seed nor order matters. `l2` bounds the weights; without it a feature that
     was always observed would run to a propensity of one.
@@ -93,7 +100,7 @@ def fit_logistic(
     def closure() -> Tensor:
         optimiser.zero_grad()
         logit_N = model.linear(feature_NF).squeeze(1)
-        loss = F.binary_cross_entropy_with_logits(logit_N, observed_N)
+        loss = F.binary_cross_entropy_with_logits(logit_N, observed_N, weight=weight_N)
         loss = loss + l2 * model.linear.weight.square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss

@@ -15,6 +15,7 @@ from data_prep.html_page import Html, figure, page, section, table
 from finetune import plots, run_folder
 from finetune.compare import Comparison, Spread, compare
 from finetune.embeddings import Embeddings
+from finetune.report_tasks import tasks_section
 from finetune.run_folder import Run
 from finetune.rungs import parse_rung
 from finetune.settings import ReportConfig
@@ -141,6 +142,7 @@ def _page(
         lead=sentences or ["There is nothing to compare the rungs with."],
         sections=[
             side_by_side,
+            *tasks_section(comparison),
             *drawings,
             *_blind(comparison),
             *trust_sections(trust_summary(comparison)),

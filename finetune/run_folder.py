@@ -4,9 +4,11 @@ run/
   config.yaml          resolved settings
   metrics.json         figures on test, counts, provenance; written last: with it a run is finished
   history.csv          a row of figures an epoch
-  predictions.parquet  user_id, item_id, time, label, score of the test split
+  predictions.parquet  user_id, item_id, time, label, score of the test split; of further tasks
+                       label_NAME and score_NAME
   model.safetensors    weights of the best epoch, without frozen item vectors
   vocabulary.json      values of every field
+  tasks.json           labels that were learnt, and their scales
   content.safetensors  mean and spread of the rung's similarities, codebooks (no file on `none`)
 """
 
@@ -29,14 +31,17 @@ from numpy.typing import NDArray
 from data_prep.folders import open_folder
 from data_prep.records import MANIFEST_FILE, replace_file
 from finetune.content_settings import ContentConfig
+from finetune.reuse_settings import ReuseConfig
 from finetune.rungs import parse_rung
 from finetune.settings import FitConfig, HeadConfig, TrainConfig, TrainerConfig
+from finetune.task_settings import DebiasConfig, PositionConfig, TaskConfig
 from finetune.trust_settings import TrustConfig
 
 RUN_VERSION = 3
 CONFIG_FILE, METRICS_FILE, HISTORY_FILE = "config.yaml", "metrics.json", "history.csv"
 PREDICTIONS_FILE, WEIGHTS_FILE = "predictions.parquet", "model.safetensors"
 VOCABULARY_FILE, CONTENT_FILE = "vocabulary.json", "content.safetensors"
+TASKS_FILE = "tasks.json"
 
 # Where and how fast a run was made does not change what it found.
 _NOT_IN_FINGERPRINT = ("out_dir", "trainer")
@@ -121,6 +126,9 @@ def fingerprint(config: FitConfig) -> str:
     parts.append(open_folder(config.dataset_dir)[0].path(MANIFEST_FILE).read_bytes())
     if rung.vectors != "none" and config.embeddings_dir is not None:
         parts.append((config.embeddings_dir / "embeddings.json").read_bytes())
+    for older in (config.reuse.warm_start, config.reuse.teacher):
+        if older is not None:
+            parts.append(read_record(older)["fingerprint"].encode())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
@@ -143,19 +151,25 @@ def read_config(run_dir: Path) -> FitConfig:
     head, content, train, trust = (
         _tuples(raw.pop(key)) for key in ("head", "content", "train", "trust")
     )
+    reuse = raw.pop("reuse", {})
     for keys, where in (
         (("dataset_dir", "embeddings_dir", "released", "out_dir"), raw),
         (("features_dir",), content),
+        (("warm_start", "teacher"), reuse),
     ):
         for key in keys:
-            where[key] = Path(where[key]) if where[key] is not None else None
+            where[key] = Path(where[key]) if where.get(key) is not None else None
     raw["knock_outs"] = tuple(Path(one) for one in raw["knock_outs"])
+    train["debias"] = DebiasConfig(**train.get("debias", {}))
+    train["position"] = PositionConfig(**train.get("position", {}))
+    raw["tasks"] = {name: TaskConfig(**task) for name, task in raw.get("tasks", {}).items()}
     return FitConfig(
         head=HeadConfig(**head),
         train=TrainConfig(**train),
         content=ContentConfig(**content),
         trust=TrustConfig(**trust),
         trainer=TrainerConfig(**raw.pop("trainer")),
+        reuse=ReuseConfig(**reuse),
         **raw,
     )
 

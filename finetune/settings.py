@@ -5,27 +5,35 @@ The settings live apart from the code they configure, because `--help` must not 
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from finetune.command_settings import PredictConfig as PredictConfig
+from finetune.command_settings import ReportConfig as ReportConfig
 from finetune.content_settings import ContentConfig
 from finetune.content_settings import check_setting as _check
+from finetune.reuse_settings import ReuseConfig
 from finetune.rungs import parse_rung
+from finetune.task_settings import DebiasConfig, PositionConfig, TaskConfig, TaskWeights
+from finetune.trainer_settings import TrainerConfig as TrainerConfig
 from finetune.trust_settings import TrustConfig
 
 HeadName = Literal[
     "lr", "fm", "deepfm", "pnn", "dcnv2", "xdeepfm", "finalmlp", "autoint", "din", "dien", "bst"
 ]
+TaskHeadName = Literal["shared_bottom", "mmoe", "ple", "esmm", "two_arms"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
     """The network that turns fields into a click probability."""
 
-    name: HeadName = "din"
+    name: HeadName | TaskHeadName = "din"
     """Fields alone: lr, fm (Rendle 2010), deepfm (Guo et al. 2017), pnn (Qu et al. 2016), dcnv2
     (Wang et al. 2021), xdeepfm (Lian et al. 2018), finalmlp (Mao et al. 2023), autoint (Song et
     al. 2019). Also the history, item by item: din (Zhou et al. 2018), dien (Zhou et al. 2019),
-    bst (Chen et al. 2019)."""
+    bst (Chen et al. 2019). Several labels (`tasks`): shared_bottom (Caruana 1997), mmoe (Ma et al.
+    2018), ple (Tang et al. 2020), esmm (a click and what follows it, Ma et al. 2018). two_arms: a
+    treatment's uplift (TARNet, Shalit et al. 2017)."""
 
     embedding_width: int = 16
     """Width of one field's vector; every head but lr. bst: a multiple of num_heads."""
@@ -52,7 +60,16 @@ class HeadConfig:
     """dcnv2: rank of the experts whose mixture stands for a full matrix; null: the full matrix."""
 
     num_experts: int = 4
-    """dcnv2: experts of a mixture."""
+    """dcnv2: experts of a mixture. mmoe, ple: experts that tasks share, `hidden` their widths."""
+
+    task_experts: int = 2
+    """ple: experts of each task's own, a layer."""
+
+    extraction_layers: int = 1
+    """ple: layers of experts, each over the last one's."""
+
+    tower_hidden: tuple[int, ...] = (32,)
+    """shared_bottom, mmoe, ple, esmm, two_arms: widths of each task's, or arm's, own layers."""
 
     cin_hidden: tuple[int, ...] = (16, 16)
     """xdeepfm: feature maps of the compressed interaction network's layers."""
@@ -80,13 +97,22 @@ class HeadConfig:
     """bst: layers of the transformer."""
 
     def __post_init__(self) -> None:
-        for key in ("hidden", "cin_hidden", "second_hidden", "gate_hidden", "attention_hidden"):
+        for key in (
+            "hidden",
+            "cin_hidden",
+            "second_hidden",
+            "gate_hidden",
+            "attention_hidden",
+            "tower_hidden",
+        ):
             widths = getattr(self, key) or ()
             _check(all(h > 0 for h in widths), f"head.{key}", widths, "positive widths")
         for key in (
             "embedding_width",
             "cross_layers",
             "num_experts",
+            "task_experts",
+            "extraction_layers",
             "attention_layers",
             "attention_width",
             "num_heads",
@@ -147,6 +173,18 @@ class TrainConfig:
     grad_clip_norm: float = 10.0
     """Largest gradient norm; 0 switches clipping off."""
 
+    monitor: str | None = None
+    """Task whose validation AUC, or normalised Gini, says when to stop; null: the mean over all."""
+
+    task_weights: TaskWeights = "fixed"
+    """uncertainty: tasks are weighed by learnt variances (Kendall et al. 2018)."""
+
+    debias: DebiasConfig = field(default_factory=DebiasConfig)
+    """Losses that undo what the log's selection does."""
+
+    position: PositionConfig = field(default_factory=PositionConfig)
+    """Position as a bias."""
+
     def __post_init__(self) -> None:
         for key in ("batch_size", "max_epochs", "patience", "lr", "id_lr"):
             value = getattr(self, key)
@@ -157,32 +195,6 @@ class TrainConfig:
         _check(0 <= self.id_dropout < 1, "train.id_dropout", self.id_dropout, "a share in [0, 1)")
         ok = self.id_epochs is None or self.id_epochs >= 1
         _check(ok, "train.id_epochs", self.id_epochs, "null or at least 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainerConfig:
-    """What is handed to Lightning's Trainer as it is."""
-
-    accelerator: str = "auto"
-    """cpu, gpu, … or auto."""
-
-    devices: int | str = 1
-    """How many devices, or auto."""
-
-    strategy: str = "auto"
-    """Lightning's strategy by name."""
-
-    precision: str = "32-true"
-    """Lightning's precision by name."""
-
-    log_every_n_steps: int = 50
-    """Steps between two logged training losses."""
-
-    progress: Literal["rich", "none"] = "rich"
-    """Progress bar of a single run; a ladder draws its own."""
-
-    extra: dict[str, Any] = field(default_factory=dict)
-    """Any other argument of the Trainer, by its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +221,10 @@ class InputConfig:
 
     min_count: int = 2
     """Training impressions below which a value shares the unknown value's embedding."""
+
+    tasks: dict[str, TaskConfig] = field(default_factory=dict)
+    """Labels to learn, by name, such as {label: {}, is_like: {weight: 2}}; reports are about the
+    first one. Empty: the click alone, which is called `label`."""
 
     def __post_init__(self) -> None:
         for key in ("history_length", "multi_length", "min_count"):
@@ -250,8 +266,11 @@ class FitConfig(InputConfig):
     """Folders of `python -m pretrain embed --without`: what a finished run on the release's frozen
     vectors would say without a modality."""
 
-    trainer: TrainerConfig = TrainerConfig()
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """The machine."""
+
+    reuse: ReuseConfig = field(default_factory=ReuseConfig)
+    """What is taken over from runs before it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -297,7 +316,7 @@ class LadderConfig(InputConfig):
     """Folders of `python -m pretrain embed --without`: what a finished run on the release's frozen
     vectors would say without a modality."""
 
-    trainer: TrainerConfig = TrainerConfig()
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """The machine."""
 
     def __post_init__(self) -> None:
@@ -310,37 +329,3 @@ class LadderConfig(InputConfig):
         ok = len(self.seeds) > 0 and len(set(self.seeds)) == len(self.seeds)
         _check(ok, "seeds", self.seeds, "different seeds, at least one")
         _check(self.num_resamples >= 10, "num_resamples", self.num_resamples, "at least 10")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictConfig:
-    """Score new impressions with a finished run."""
-
-    run_dir: Path
-    """Run folder written by `fit`, or one of a ladder's."""
-
-    impressions: Path
-    """Parquet with user_id, item_id, time (milliseconds or a timestamp), context features."""
-
-    out: Path
-    """Parquet to write: user_id, item_id, time, score."""
-
-    dataset_dir: Path | None = None
-    """Dataset folder that knows the items and histories; null: the one the run was trained on."""
-
-    embeddings_dir: Path | None = None
-    """Embeddings of that dataset; null: those the run was trained on."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportConfig:
-    """Write metrics.json and report.html again from a ladder's finished runs."""
-
-    run_dir: Path
-    """A ladder's folder, or a single run's."""
-
-    pretrain_metrics: Path | None = None
-    """metrics.csv of the pre-training run, for its learning curves."""
-
-    num_resamples: int = 300
-    """Bootstrap resamples of the users behind every interval."""

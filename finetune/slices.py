@@ -33,7 +33,7 @@ SLICES = {
 """Slices of every data set; others follow from its modalities and features."""
 
 POSITION = "position"
-"""Context feature that says where an impression was shown; 1, or the lowest, is the first place."""
+"""Feature or column that says where an impression was shown; the lowest is the first place."""
 
 
 def slice_text(name: str) -> str:
@@ -67,7 +67,8 @@ def slice_masks(dataset: Dataset, impressions: pa.Table) -> dict[str, NDArray[np
             has = pc.fill_null(dataset.items[column], False).to_numpy()
             if has.any() and not has.all():
                 masks["missing_" + column.removeprefix("has_")] = ~has[item_row_N]
-    if POSITION in dataset.manifest.features.context:
+    features = dataset.manifest.features
+    if POSITION in features.context or POSITION in features.exposure:
         place_N = impressions[POSITION].to_numpy(zero_copy_only=False)
         known_N = np.asarray(impressions[POSITION].is_valid())
         if known_N.any() and len(np.unique(place_N[known_N])) > 1:

@@ -18,6 +18,7 @@ def trust_summary(comparison: Comparison) -> Summary:
         rung: _spreads([run.record["trust"] for run in runs])
         | {"auc": comparison.spreads[rung]["auc"]}
         for rung, runs in comparison.runs.items()
+        if all(run.record["trust"] for run in runs)  # empty for a label that is a number
     }
 
 
@@ -37,6 +38,8 @@ def summary_json(summary: Any) -> Any:  # noqa: ANN401 - a dictionary or a sprea
 
 def trust_sections(summary: Summary) -> list[Html]:
     """The sections of the report."""
+    if not summary:
+        return []
     return [*_groups(summary), *_exposure(summary), *_robustness(summary)]
 
 

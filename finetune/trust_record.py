@@ -28,6 +28,7 @@ def trust_record(
     dataset: Dataset,
     impressions: pa.Table,
     slices: dict[str, NDArray[np.bool_]],
+    label_N: NDArray[np.float32],
     score_N: NDArray[np.float32],
     content: Content | None,
     rescore: Callable[[Content], NDArray[np.float32]],
@@ -40,11 +41,11 @@ def trust_record(
         dataset: where groups are looked up.
         impressions: the split, as the dataset has it.
         slices: membership of each impression, by slice; `cold` marks new items.
+        label_N: what came of the impressions, 0 or 1.
         score_N: the model's scores.
         content: the rung's content, None where it has none.
         rescore: the model's scores with other content.
     """
-    label_N = impressions["label"].to_numpy()
     robustness: dict[str, dict[str, dict[str, float]]] = {}
     for kind, level, disturbed in disturbances(config, model, content=content):
         scores = rescore(disturbed)

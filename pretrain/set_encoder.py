@@ -6,13 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.user_encoder import start_from_mean
+
 
 class SetPool(nn.Module):
     """One question asked of a set of events (pooling by attention, Lee et al. 2019, section 3.2).
 
     The question is a learnt vector plus the mean of the events, so that the result does not depend
     on their order, and an event costs a key and a value instead of a whole transformer block. As
-    in `UserEncoder` the answer is a correction of the mean.
+    in `UserEncoder` the answer corrects the mean, and is all but zero at step 0.
     """
 
     def __init__(self, width: int, *, heads: int, dropout: float) -> None:
@@ -29,8 +31,7 @@ class SetPool(nn.Module):
         )  # fmt: skip
         self.norm_out = nn.LayerNorm(width)
         self.out = nn.Linear(width, width)
-        nn.init.normal_(self.out.weight, std=0.02)
-        nn.init.zeros_(self.out.bias)
+        start_from_mean(self.out)
         self.mean_weight = nn.Parameter(torch.ones(1))  # not 0-dim: DeepSpeed cannot broadcast that
 
     def forward(self, events_BLD: Tensor, *, mask_BL: Tensor) -> Tensor:

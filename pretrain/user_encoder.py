@@ -68,11 +68,21 @@ class UserEncoderConfig:
             )
 
 
+def start_from_mean(out: nn.Linear) -> None:
+    """Make the correction of a mean next to nothing: a vector of length 0.001 √D, for all users.
+
+    Not zero, since a state that has seen nothing must have a direction: the gradient of the unit
+    vector is its inverse length.
+    """
+    nn.init.zeros_(out.weight)
+    nn.init.normal_(out.bias, std=1e-3)
+
+
 class UserEncoder(nn.Module):
     """States 0 … L of a user: state s has seen the first s events, state 0 none.
 
-    A state is the mean of the item vectors seen, which alone would be content kNN, plus a learnt
-    correction. At step 0 the correction is the longer of the two.
+    A state is a learnt correction on the mean of the item vectors seen. The correction is all but
+    zero at step 0, so that training starts from content kNN.
     """
 
     def __init__(
@@ -97,8 +107,7 @@ class UserEncoder(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, width)
         self.mean_weight = nn.Parameter(torch.ones(1))  # not 0-dim: DeepSpeed cannot broadcast that
-        nn.init.normal_(self.out.weight, std=0.02)
-        nn.init.zeros_(self.out.bias)
+        start_from_mean(self.out)
 
     def _block(self, width: int) -> nn.Module:
         config = self.config

@@ -19,6 +19,8 @@ SCRIPTS = (
     "debias",
     "ctr_ladder",
     "ctr_parity",
+    "video_ctr",
+    "kuairand_multitask",
 )
 CASES = ("shard_cases", "load_cases", "load_sources", "shop_dataset", "loss_cases", "dedup_cases")
 

@@ -1,4 +1,7 @@
-"""CTR heads, one file each, all of one shape: `HeadInputs` in, a logit an impression out."""
+"""CTR heads, one file each, all of one shape: `HeadInputs` in, a logit an impression out.
+
+Heads of several labels (`TASK_HEADS`) give the outputs of every task side by side.
+"""
 
 from finetune.heads.autoint import AutoInt
 from finetune.heads.base import Head, HeadInputs, InputLayout, initialise
@@ -7,12 +10,18 @@ from finetune.heads.dcnv2 import DCNv2
 from finetune.heads.deepfm import DeepFM
 from finetune.heads.dien import DIEN
 from finetune.heads.din import DIN
+from finetune.heads.esmm import ESMM
 from finetune.heads.finalmlp import FinalMLP
 from finetune.heads.fm import FM
 from finetune.heads.lr import LR
+from finetune.heads.mmoe import MMoE
+from finetune.heads.ple import PLE
 from finetune.heads.pnn import PNN
+from finetune.heads.shared_bottom import SharedBottom
+from finetune.heads.task_base import TaskHead
+from finetune.heads.two_arms import TwoArms
 from finetune.heads.xdeepfm import XDeepFM
-from finetune.settings import HeadName
+from finetune.settings import HeadName, TaskHeadName
 
 HEADS: dict[HeadName, type[Head]] = {
     "lr": LR,
@@ -28,4 +37,20 @@ HEADS: dict[HeadName, type[Head]] = {
     "bst": BST,
 }
 
-__all__ = ["HEADS", "Head", "HeadInputs", "InputLayout", "initialise"]
+TASK_HEADS: dict[TaskHeadName, type[TaskHead]] = {
+    "shared_bottom": SharedBottom,
+    "mmoe": MMoE,
+    "ple": PLE,
+    "esmm": ESMM,
+    "two_arms": TwoArms,
+}
+
+__all__ = [
+    "HEADS",
+    "TASK_HEADS",
+    "Head",
+    "HeadInputs",
+    "InputLayout",
+    "TaskHead",
+    "initialise",
+]

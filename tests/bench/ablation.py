@@ -2,13 +2,14 @@
 
     python tests/bench/ablation.py --out_dir runs/ablation
 
-`full` has everything on: user→item, item-item and content-content losses, logQ, the masks, modality
-dropout, ids in histories and items. Each other variant takes one of these away (`VARIANTS`), and
-`recipe` is what configs/quality_fashion/pretrain.yaml ships. A release of each variant and seed
-ranks, alone and without a blend, what the *validation* of fashion-cold and fashion-all asks; the
-test stage is never opened. Differences to `full` are paired by user and seed. What is there already
-is kept, so that a run that was stopped goes on. The table is also ablation.md in out_dir, the last
-line is one JSON object. Time is known by day only: neither protocol is free of look-ahead.
+`full` is what configs/quality_fashion/pretrain.yaml ships, with everything on: user→item, item-item
+and content-content losses, logQ, the masks, modality dropout, ids in histories and items. Each
+other variant takes one of these away (`variants`), `user_item_alone` all but the first loss. A
+release of each variant and seed ranks, alone and without a blend, what the *validation* of
+fashion-cold and fashion-all asks; the test stage is never opened. Differences to `full` are paired
+by user and seed. What is there already is kept, so that a run that was stopped goes on. The table
+is also ablation.md in out_dir, the last line is one JSON object. Time is known by day only: neither
+protocol is free of look-ahead.
 """
 
 from __future__ import annotations
@@ -69,15 +70,6 @@ QUIET: Settings = {
 }
 """Of every variant: nothing that is only looked at."""
 
-FULL: Settings = {
-    "data.config.item_pairs": 512,
-    "model.loss.behaviour_weight": 0.1,
-    "model.loss.pair_weight": 0.02,
-    "model.encoders.modality_dropout": 0.1,
-}
-"""What the shipped recipe leaves off. A day's purchases of a user have one time, and so are one
-session of `data.pairs`."""
-
 NO_ITEM_ITEM: Settings = {"data.config.item_pairs": 0, "model.loss.behaviour_weight": 0.0}
 NO_CONTENT_CONTENT: Settings = {"model.loss.pair_weight": 0.0}
 NO_MODALITY_DROPOUT: Settings = {"model.encoders.modality_dropout": 0.0}
@@ -112,7 +104,7 @@ def variants(config: Path) -> dict[str, Variant]:
     differences: dict[str, Settings] = {
         REFERENCE: {},
         "users_as_mean": {},
-        "recipe": {**NO_ITEM_ITEM, **NO_CONTENT_CONTENT, **NO_MODALITY_DROPOUT},
+        "user_item_alone": NO_ITEM_ITEM | NO_CONTENT_CONTENT | NO_MODALITY_DROPOUT,
         "no_user_item": {"model.loss.user_item_weight": 0.0},
         "no_item_item": NO_ITEM_ITEM,
         "no_content_content": NO_CONTENT_CONTENT,
@@ -172,7 +164,7 @@ def main() -> None:
         for name, of_protocol in recalls.items():
             fitted = next(other for other in known if known[other].settings == known[name].settings)
             out = args.out_dir / fitted / f"seed-{seed}"
-            answer(where, FULL | known[name].settings, seed=seed, out=out)
+            answer(where, known[name].settings, seed=seed, out=out)
             for protocol, of_seeds in of_protocol.items():
                 answers = pq.read_table(out / f"{protocol}.parquet")
                 of_seeds.append(torch.tensor(answers[known[name].users].to_numpy()))

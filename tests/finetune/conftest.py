@@ -14,7 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import pretrain
+from data_prep.columns import ImpressionColumns
 from data_prep.dataset import Dataset, open_dataset
+from data_prep.settings import ShardConfig
+from data_prep.shard import shard_dataset
 from finetune.settings import FitConfig, HeadConfig, TrainConfig, TrainerConfig
 from pretrain.embed import embed
 from pretrain.export import describe_run
@@ -102,6 +105,63 @@ def fit_config(toy_dataset: Path, embeddings_dir: Path, tmp_path: Path) -> FitCo
         history_length=8,
         head=HeadConfig(name="deepfm", embedding_width=4, hidden=(8,)),
         train=TrainConfig(batch_size=256, max_epochs=2),
+        trainer=TrainerConfig(accelerator="cpu", progress="none"),
+    )
+
+
+@pytest.fixture(scope="session")
+def rich_dir(
+    toy_config: ShardConfig, toy_raw: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The toy world with further labels and facts of the exposure, made up from its clicks."""
+    folder = tmp_path_factory.mktemp("rich")
+    shown = pq.read_table(toy_raw / "impressions.parquet")
+    rng = np.random.default_rng(0)
+    click = shown["click"].to_numpy()
+    like = click * (rng.random(len(click)) < 0.5)
+    arm = rng.integers(2, size=len(click))
+    bought = click * rng.lognormal(3, 0.5, size=len(click))
+    columns = {
+        "like": like.astype(np.int8),
+        "seconds": 20.0 * click + rng.normal(30, 5, size=len(click)),
+        "bought": bought,
+        "chance": 0.5 / (1 + shown["position"].to_numpy()),
+        "arm": arm,
+        "came_back": (rng.random(len(click)) < 0.2 + 0.4 * arm * click).astype(np.int8),
+    }
+    for name, values in columns.items():
+        shown = shown.append_column(name, pa.array(values))
+    pq.write_table(shown, folder / "impressions.parquet")
+    impressions = ImpressionColumns(
+        path=str(folder / "impressions.parquet"),
+        label="click",
+        features={"device": "categorical"},
+        labels={"like": "binary", "came_back": "binary", "seconds": "numeric", "bought": "numeric"},
+        position="position",
+        propensity="chance",
+        treatment="arm",
+    )
+    items = dataclasses.replace(toy_config.items, image=None)
+    shard_dataset(
+        dataclasses.replace(
+            toy_config,
+            impressions=impressions,
+            items=items,
+            dataset_dir=str(folder / "dataset"),
+            extra=None,
+        )
+    )
+    return folder / "dataset"
+
+
+@pytest.fixture
+def rich_config(rich_dir: Path, tmp_path: Path) -> FitConfig:
+    return FitConfig(
+        dataset_dir=rich_dir,
+        out_dir=tmp_path / "run",
+        history_length=8,
+        head=HeadConfig(name="shared_bottom", embedding_width=4, hidden=(8,), tower_hidden=(4,)),
+        train=TrainConfig(batch_size=256, max_epochs=2, id_lr=0.01, lr=0.01),
         trainer=TrainerConfig(accelerator="cpu", progress="none"),
     )
 

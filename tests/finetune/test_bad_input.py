@@ -97,7 +97,9 @@ def test_one_class_in_training_or_validation_is_refused_before_training(
 ) -> None:
     all_alike = fill("label", lambda rows: pa.array([label] * rows, pa.float32()))
     rewrite(damaged, f"ctr/{split}/*.parquet", all_alike)
-    with pytest.raises(ValueError, match=rf"ctr/{split}: found .* clicks in .* impressions, expec"):
+    with pytest.raises(
+        ValueError, match=rf"ctr/{split}: found .* positives in .* impressions, expec"
+    ):
         fit(one_epoch(fit_config, damaged))
     assert not list(fit_config.out_dir.glob("*.json"))
 
@@ -109,7 +111,7 @@ def test_one_class_in_test_gives_null_figures_and_a_warning(
     rewrite(damaged, "ctr/test/*.parquet", no_click)
     with caplog.at_level(logging.WARNING):
         fit(one_epoch(fit_config, damaged))
-    assert "ctr/test: found 0 clicks" in caplog.text
+    assert "ctr/test: found 0 positives" in caplog.text
     written = json.loads((fit_config.out_dir / "metrics.json").read_text())
     assert written["test"]["auc"] is written["test"]["gauc"] is None
     assert written["test"]["calibration"] is None

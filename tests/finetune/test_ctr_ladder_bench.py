@@ -1,30 +1,15 @@
 """The parts of the benchmark ctr_ladder that are its own: its slices, and how blocks are pooled."""
 
-import importlib
-from pathlib import Path
-from types import ModuleType
-
+import ctr_blocks as blocks
+import films_protocol as films
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from finetune.metrics import auc
 
-BENCH = Path(__file__).parents[1] / "bench"
-
-
-@pytest.fixture(autouse=True)
-def bench_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCH))
-
-
-@pytest.fixture
-def blocks() -> ModuleType:
-    return importlib.import_module("ctr_blocks")
-
 
 def test_a_block_ends_where_the_next_one_begins_and_validates_on_the_tenth_before_it() -> None:
-    films = importlib.import_module("films_protocol")
     time = np.random.default_rng(0).permutation(1000)
     interactions = pa.table({"user_id": time % 7, "item_id": time % 11, "timestamp": time})
     made = [films.ctr_block(interactions, number) for number in range(5)]
@@ -36,9 +21,7 @@ def test_a_block_ends_where_the_next_one_begins_and_validates_on_the_tenth_befor
         assert tenth.sum() == pytest.approx(block.test_start / 10, abs=1)
 
 
-def test_slices_count_what_was_rated_before_the_block_whatever_the_rating(
-    blocks: ModuleType,
-) -> None:
+def test_slices_count_what_was_rated_before_the_block_whatever_the_rating() -> None:
     item = [1] * 10 + [2] * 9 + [3]
     user = [5] * 19 + [6]
     interactions = pa.table({"user_id": user, "item_id": item, "timestamp": [*range(19), 30]})
@@ -51,7 +34,7 @@ def test_slices_count_what_was_rated_before_the_block_whatever_the_rating(
     assert masks["new_users"].tolist() == [False, False, True, True]
 
 
-def made_block(blocks: ModuleType, seed: int, *, better: float) -> object:
+def made_block(seed: int, *, better: float) -> object:
     rng = np.random.default_rng(seed)
     label = (rng.random(400) < 0.5).astype(np.float32)
     noise = rng.normal(size=(4, 400))
@@ -68,8 +51,8 @@ def made_block(blocks: ModuleType, seed: int, *, better: float) -> object:
     )
 
 
-def test_a_figure_is_the_mean_over_blocks_and_seeds(blocks: ModuleType) -> None:
-    made = [made_block(blocks, seed, better=1.0) for seed in range(3)]
+def test_a_figure_is_the_mean_over_blocks_and_seeds() -> None:
+    made = [made_block(seed, better=1.0) for seed in range(3)]
     figures, differences = blocks.side_by_side(made, num_resamples=200)
     expected = np.mean(
         [auc(block.label_N, score) for block in made for score in block.scores["aligned"]]
@@ -81,17 +64,17 @@ def test_a_figure_is_the_mean_over_blocks_and_seeds(blocks: ModuleType) -> None:
     assert differences["aligned_minus_none"]["cold_tail"]["low"] > 0
 
 
-def test_systems_that_say_the_same_differ_by_nothing(blocks: ModuleType) -> None:
-    made = [made_block(blocks, seed, better=0.0) for seed in range(2)]
+def test_systems_that_say_the_same_differ_by_nothing() -> None:
+    made = [made_block(seed, better=0.0) for seed in range(2)]
     _, differences = blocks.side_by_side(made, num_resamples=50)
     assert differences["raw_minus_none"]["all"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
     other = differences["aligned_minus_none"]["all"]
     assert other["low"] < other["mean"] < other["high"]
 
 
-def test_users_are_drawn_with_all_their_blocks(blocks: ModuleType) -> None:
+def test_users_are_drawn_with_all_their_blocks() -> None:
     """The spread over draws is that of users: the same block twice is no more certain than once."""
-    one = made_block(blocks, 0, better=1.0)
+    one = made_block(0, better=1.0)
 
     def width(made: list) -> float:
         figures, _ = blocks.side_by_side(made, num_resamples=400)

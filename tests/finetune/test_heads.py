@@ -225,7 +225,7 @@ def held_out_auc(name: str, rule: Callable[[Batch], Tensor], *, steps: int = 60)
         width=width,
         id_columns=[(0, 0), (1, VALUES)],
         item_id_rows_I=torch.cat([VALUES + torch.arange(VALUES), torch.tensor([3 * VALUES])]),
-        item_IW=None,
+        content=None,
         first_order=head_type.uses_first_order,
         pool_history=not head_type.uses_history,
     )

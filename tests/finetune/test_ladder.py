@@ -27,7 +27,7 @@ def ladder_config(fit_config: FitConfig, tmp_path: Path) -> LadderConfig:
     shared = {
         field.name: getattr(fit_config, field.name)
         for field in dataclasses.fields(FitConfig)
-        if field.name not in ("rung", "seed", "out_dir", "train")
+        if field.name not in ("rung", "seed", "out_dir", "train", "reuse")
     }
     curves = tmp_path / "metrics.csv"
     curves.write_text("epoch,step,train/loss,val/recall@20\n0,1,3.0,\n0,2,2.5,0.1\n1,3,2.0,0.2\n")

@@ -18,6 +18,7 @@ from finetune.data import CtrData
 from finetune.fit import fit
 from finetune.model import CtrModel
 from finetune.module import CtrModule
+from finetune.objective import Objective
 from finetune.predict import predict
 from finetune.rungs import NAMED, parse_rung
 from finetune.settings import FitConfig, HeadConfig, PredictConfig
@@ -182,7 +183,10 @@ def test_the_encoder_is_trained_as_far_as_it_is_asked_and_at_its_own_rate(
 ) -> None:
     config = with_rung(real_config, "tuned", tune=tune)
     model, table = model_of(config, data)
-    module = CtrModule(model, config.train, train=table, valid=table, seed=0, encoder_lr=3e-5)
+    objective = Objective(config, data=data, tasks=model.tasks)
+    module = CtrModule(
+        model, config.train, objective=objective, train=table, valid=table, seed=0, encoder_lr=3e-5
+    )
     optimizer = module.configure_optimizers()
     encoder = {id(p) for p in optimizer.param_groups[2]["params"]}
     assert optimizer.param_groups[2]["lr"] == 3e-5

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from pretrain.set_encoder import SetPool
 from pretrain.user_encoder import UserEncoderConfig
@@ -12,7 +13,10 @@ WIDTH = 8
 @pytest.fixture
 def encoder() -> SetPool:
     torch.manual_seed(0)
-    return SetPool(WIDTH, heads=2, dropout=0.5).eval()
+    made = SetPool(WIDTH, heads=2, dropout=0.5)
+    for parameter in made.parameters():  # away from the zeros and small numbers of the start
+        nn.init.normal_(parameter, std=0.3)
+    return made.eval()
 
 
 def test_order_and_padding_change_nothing(encoder: SetPool) -> None:
@@ -38,7 +42,7 @@ def test_attention_is_that_of_a_plain_twin(encoder: SetPool) -> None:
         heads.append(weight @ value[:, head])
     hidden = asked + encoder.attended(torch.cat(heads))
     hidden = hidden + encoder.mlp(hidden)
-    expected = mean + encoder.out(encoder.norm_out(hidden))
+    expected = encoder.mean_weight * mean + encoder.out(encoder.norm_out(hidden))
     found = encoder(events[None], mask_BL=torch.ones(1, 3, dtype=torch.bool))[0]
     torch.testing.assert_close(found, expected / expected.norm())
 
@@ -59,3 +63,13 @@ def test_an_empty_history_is_a_user_too_and_gradients_stay_finite() -> None:
 def test_a_question_needs_a_set() -> None:
     with pytest.raises(ValueError, match="order must be 'set'"):
         UserEncoderConfig(pooling="question")
+
+
+def test_training_starts_from_the_mean() -> None:
+    torch.manual_seed(0)
+    events = torch.randn(2, 4, WIDTH)
+    mask = torch.tensor([[True] * 4, [False] * 4])
+    pooled = SetPool(WIDTH, heads=2, dropout=0.0)(events, mask_BL=mask)
+    mean = torch.nn.functional.normalize(events[0].mean(0), dim=0)
+    torch.testing.assert_close(pooled[0], mean, atol=0.02, rtol=0)
+    assert pooled[1].norm().item() == pytest.approx(1)

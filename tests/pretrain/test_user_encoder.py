@@ -220,3 +220,17 @@ def test_settings_of_an_older_release_still_load(tmp_path: Path) -> None:
     assert (config.attention, config.fusion, config.features) == ("sasrec", "add", ())
     names = {name for name, _ in UserEncoder(config, width=8).named_parameters()}
     assert {"start_D", "position_SD", "gap.weight", "blocks.0.qkv.weight"} <= names
+
+
+@pytest.mark.parametrize("attention", ["sasrec", "hstu"])
+def test_training_starts_from_the_mean_with_a_bounded_gradient(attention: str) -> None:
+    torch.manual_seed(0)
+    config = UserEncoderConfig(attention=attention, heads=2, dropout=0.0, history_length=LENGTH)  # type: ignore[arg-type]
+    made = UserEncoder(config, width=WIDTH)
+    given = history([LENGTH, 0])
+    states_BSD = made(**given)
+    mean_D = F.normalize(given["events_BLD"][0].mean(0), dim=0)
+    torch.testing.assert_close(states_BSD[0, -1], mean_D, atol=0.02, rtol=0)
+    (states_BSD * torch.randn_like(states_BSD)).sum().backward()
+    assert made.out.bias.grad is not None
+    assert made.out.bias.grad.norm() < 1e5  # of a state of length 0 it would be 1e12

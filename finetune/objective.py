@@ -1,0 +1,231 @@
+"""What a run minimises: the tasks' losses, weighed, and what is learnt beside the model for them.
+
+Nothing of it serves: place towers, variances and imputations stay behind when training ends.
+
+Shapes: B impressions of a batch, O outputs of all tasks, T tasks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finetune.batches import Batch
+from finetune.data import CtrData
+from finetune.debiased_training import Debiasing, DoublyRobust
+from finetune.model import CtrModel, Scored
+from finetune.position_bias import PositionTower
+from finetune.reuse import TEACHER, distilled
+from finetune.rungs import parse_rung
+from finetune.settings import FitConfig, TrainConfig
+from finetune.task_settings import CLICK
+from finetune.tasks import Task, label_of
+from finetune.uplift import Arms, factual_loss
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a training step gives."""
+
+    loss: Tensor
+    scored: Scored
+    task_losses: dict[str, Tensor]
+    """Mean error of each task, before any weight."""
+
+
+class Objective(nn.Module):
+    """A batch to a loss."""
+
+    def __init__(self, config: FitConfig, *, data: CtrData, tasks: Sequence[Task]) -> None:
+        super().__init__()
+        train = config.train
+        self.tasks = list(tasks)
+        self.has_arms = config.head.name == "two_arms"
+        check_objective(config, data=data, tasks=self.tasks)
+        learns = train.task_weights == "uncertainty"
+        self.log_variance_T = nn.Parameter(torch.zeros(len(self.tasks))) if learns else None
+        self.towers = nn.ModuleDict()
+        if train.position.mode != "none":
+            for number, task in enumerate(self.tasks):
+                if task.is_binary:
+                    self.towers[str(number)] = _tower(train, data)
+        self.debiasing: Debiasing | None = None
+        if train.debias.loss == "dr":
+            imputation = CtrModel(config.head, data=data, content=None, tasks=self.tasks)
+            self.debiasing = DoublyRobust(
+                train.debias, data=data, task=self.tasks[0], imputation=imputation
+            )
+        elif train.debias.loss != "naive":
+            self.debiasing = Debiasing(train.debias, data=data, task=self.tasks[0])
+        self.reuse = config.reuse
+        self.treated_share = 0.5
+        if self.has_arms:
+            self.treated_share = float(data.train.outcomes["treatment"].mean())
+
+    def parameter_groups(self, config: TrainConfig) -> list[dict[str, Any]]:
+        """What is learnt beside the model, for the optimiser: an imputation as the model is.
+
+        Places and variances are few, and zero says something: they do not decay.
+        """
+        groups: list[dict[str, Any]] = []
+        tables: list[Tensor] = []
+        dense: list[Tensor] = []
+        if isinstance(self.debiasing, DoublyRobust):
+            tables = list(self.debiasing.imputation.fields.id_tables())
+            ids = {id(one) for one in tables}
+            dense = [p for p in self.debiasing.imputation.parameters() if id(p) not in ids]
+        known = {id(one) for one in (*tables, *dense)}
+        few = [p for p in self.parameters() if id(p) not in known]
+        for params, lr, decay in (
+            (tables, config.id_lr, 0.0),
+            (dense, config.lr, config.weight_decay),
+            (few, config.lr, 0.0),
+        ):
+            if params:
+                groups.append({"params": params, "lr": lr, "weight_decay": decay})
+        return groups
+
+    def forward(self, model: CtrModel, batch: Batch) -> Step:
+        """Score a batch, and the loss of what came of it."""
+        scored: Scored = model(batch)
+        if self.has_arms:
+            loss = self._arms(scored.output_BO, batch)
+            return Step(loss, scored, {self.tasks[0].name: loss.detach()})
+        if isinstance(self.debiasing, DoublyRobust):
+            label_B = batch_label(batch, self.tasks[0].name)
+            loss = self.debiasing.step(model, batch, output_B1=scored.output_BO, label_B=label_B)
+            error = self.tasks[0].errors(scored.output_BO.detach(), label_B).mean()
+            return Step(loss, scored, {self.tasks[0].name: error})
+        parts = torch.split(scored.output_BO, [task.num_outputs for task in self.tasks], dim=1)
+        losses, seen = [], {}
+        for number, (task, output_BO) in enumerate(zip(self.tasks, parts, strict=True)):
+            label_B = batch_label(batch, task.name)
+            if str(number) in self.towers:
+                place_B = batch.outcomes["position"]
+                output_BO = self.towers[str(number)](output_BO[:, 0], place_B)[:, None]
+            error_B = task.errors(output_BO, label_B)
+            seen[task.name] = error_B.detach().mean()
+            if number == 0 and TEACHER in batch.outcomes:
+                error_B = distilled(error_B, output_BO[:, 0], batch, config=self.reuse)
+            debiased = self.debiasing
+            loss = error_B.mean() if debiased is None else debiased(error_B, batch, label_B)
+            losses.append(self._weighed(loss, number))
+        return Step(torch.stack(losses).sum(), scored, seen)
+
+    def _weighed(self, loss: Tensor, number: int) -> Tensor:
+        """Times weight; or L / (k σ²) + log σ, k 2 for squares, else 1 (Kendall et al. 2018)."""
+        task = self.tasks[number]
+        if self.log_variance_T is None:
+            return loss * task.weight if task.weight != 1 else loss
+        log_variance = self.log_variance_T[number]
+        half = 1.0 if task.is_binary else 0.5
+        return half * torch.exp(-log_variance) * loss + log_variance / 2
+
+    def _arms(self, output_B2: Tensor, batch: Batch) -> Tensor:
+        task = self.tasks[0]
+        label_B = batch_label(batch, task.name)
+        return factual_loss(
+            Arms(output_B2[:, 0], output_B2[:, 1]),
+            label_B if task.is_binary else task.standardised(label_B),
+            treated_B=batch.outcomes["treatment"],
+            treated_share=self.treated_share,
+            kind="binary" if task.is_binary else "value",
+        )
+
+    def learnt(self) -> dict[str, Any]:
+        """What metrics.json keeps of it: the tasks' weights and the places' parts."""
+        found: dict[str, Any] = {}
+        if self.log_variance_T is not None:
+            weights = torch.exp(-self.log_variance_T.detach()).tolist()
+            found["task_weights"] = dict(
+                zip([task.name for task in self.tasks], weights, strict=True)
+            )
+        for number, tower in self.towers.items():
+            assert isinstance(tower, PositionTower)
+            place_P = tower.place_P.detach() if tower.mode == "add" else tower.seen_P()
+            places = found.setdefault("places", {"mode": tower.mode})
+            places[self.tasks[int(number)].name] = place_P.tolist()
+        return found
+
+
+def batch_label(batch: Batch, name: str) -> Tensor:
+    """One label of a batch, [B]."""
+    return batch.label_B if name == CLICK else batch.outcomes[name]
+
+
+def _tower(train: TrainConfig, data: CtrData) -> PositionTower:
+    return PositionTower(
+        int(data.train.outcomes["position"].max()) + 1,
+        mode="add" if train.position.mode == "add" else "seen",
+        dropout=train.position.dropout,
+        first_is_seen=train.position.first_is_seen,
+    )
+
+
+def check_objective(config: FitConfig, *, data: CtrData, tasks: Sequence[Task]) -> None:
+    """Refuse settings that ask for columns that the dataset lacks, or for two things at once."""
+    train, has_arms = config.train, config.head.name == "two_arms"
+    needs = {
+        "train.debias.propensity": ("propensity", train.debias.loss != "naive"
+                                    and train.debias.propensity == "logged"),
+        "train.position.mode": ("position", train.position.mode != "none"),
+        "head.name": ("treatment", has_arms),
+    }  # fmt: skip
+    for key, (column, is_needed) in needs.items():
+        if is_needed and column not in data.dataset.manifest.features.exposure:
+            raise ValueError(
+                f"{key}: found a setting that reads the impressions' {column}, but "
+                f"{data.dataset.dir} has none; map impressions.{column} and re-run python -m "
+                "data_prep shard"
+            )
+    names = [task.name for task in tasks]
+    is_debiased, is_dr = train.debias.loss != "naive", train.debias.loss == "dr"
+    by_label = is_debiased and train.debias.propensity == "naive_bayes"
+    has_place = train.position.mode != "none"
+    alone = len(tasks) == 1 and tasks[0].num_outputs == 1
+    refused = [
+        (train.monitor is not None and train.monitor not in names, "train.monitor", train.monitor,
+         f"null or one of the tasks, {names}"),
+        (has_arms and (is_debiased or has_place), "head.name", "two_arms with a debiased loss or a "
+         "place tower", "one of them; the arms are random already"),
+        ("make" in parse_rung(config.rung).parts and names[0] != CLICK, "rung",
+         f"{config.rung} with the tasks {names}",
+         "the click, `label`, first, which is what make learns from content"),
+        (config.reuse.teacher is not None and (has_arms or is_dr or not tasks[0].is_binary),
+         "reuse.teacher", f"the head {config.head.name}, {train.debias.loss} and {names}",
+         "a binary label first, and neither two_arms nor dr"),
+        (has_place and not any(task.is_binary for task in tasks), "train.position.mode",
+         f"{train.position.mode} with the tasks {names}", "a binary label among them"),
+        (by_label and not (alone and tasks[0].is_binary), "train.debias.propensity",
+         f"naive_bayes with the tasks {names}", "one binary label"),
+        (is_dr and not alone, "train.debias.loss", f"dr with the tasks {names}",
+         "one label, without ziln"),
+        (is_dr and (config.rung != "none" or has_place), "train.debias.loss",
+         f"dr on the rung {config.rung}, position {train.position.mode}",
+         "the rung none and no place tower, as it scores items that were not shown"),
+        (train.task_weights == "uncertainty" and any(task.loss == "ziln" for task in tasks),
+         "train.task_weights", "uncertainty with ziln", "fixed, as ziln learns a variance itself"),
+    ]  # fmt: skip
+    for is_refused, key, found, expected in refused:
+        if is_refused:
+            raise ValueError(f"{key}: found {found}, expected {expected}; correct it in the config")
+    if has_arms:
+        treated = float(data.train.outcomes["treatment"].mean())
+        if not 0 < treated < 1:
+            raise ValueError(
+                f"{data.dataset.dir}/ctr/train: found a share of {treated:g} treated, expected "
+                "both arms; correct impressions.treatment"
+            )
+    single = [task.name for task in tasks if _is_constant(label_of(data.train, task.name))]
+    if single:
+        raise ValueError(
+            f"tasks: found one value alone in the training labels of {single}, expected two or "
+            "more; leave them out of tasks, or move the cut-offs and re-run python -m data_prep "
+            "shard"
+        )
+
+
+def _is_constant(values_N: Tensor) -> bool:
+    return bool((values_N == values_N[0]).all())

@@ -1,0 +1,100 @@
+"""What a run takes over from runs before it: initial weights, or a teacher's predictions.
+
+Shapes: B impressions of a batch, N training impressions.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from finetune.batches import Batch
+from finetune.data import CtrData, read_split
+from finetune.finished_run import open_run
+from finetune.model import CtrModel
+from finetune.reuse_settings import ReuseConfig
+from finetune.run_folder import read_record
+from finetune.settings import FitConfig
+from finetune.warm_start import take_over
+from pretrain.look_ahead import refuse_look_ahead
+
+TEACHER = "teacher"
+"""Among a batch's outcomes: the log odds that the teacher gives, [B]."""
+_SMALLEST = 1e-7
+
+
+def reuse(config: FitConfig, model: CtrModel, *, data: CtrData) -> dict[str, Any]:
+    """Take over weights and predictions as the settings say; returns what the record keeps."""
+    found: dict[str, Any] = {}
+    older = config.reuse.warm_start
+    if older is not None:
+        record = read_record(older)
+        _refuse_newer(record, config, data=data, source=older)
+        new_values = take_over(model, data.vocabulary, older)
+        found["warm_start"] = {
+            "run_dir": str(older),
+            "fingerprint": record["fingerprint"],
+            "seen_until": record["provenance"]["test_start"],
+            "new_values": new_values,
+        }
+    data.train.outcomes.pop(TEACHER, None)  # a run before this one may share the data
+    if config.reuse.teacher is not None:
+        data.train.outcomes[TEACHER] = teacher_logits(config, model, data=data)
+        found["teacher"] = {
+            "run_dir": str(config.reuse.teacher),
+            "fingerprint": read_record(config.reuse.teacher)["fingerprint"],
+        }
+    return found
+
+
+def teacher_logits(config: FitConfig, model: CtrModel, *, data: CtrData) -> Tensor:
+    """Log odds of the first task that the teacher gives the training impressions, [N].
+
+    The teacher must not have learnt from this run's validation or test time: it is of the same
+    dataset, or older than its `valid_start`.
+    """
+    assert config.reuse.teacher is not None
+    teacher = open_run(config.reuse.teacher, dataset=data.dataset)
+    task = model.tasks[0]
+    if task.name not in {one.name for one in teacher.tasks if one.is_binary}:
+        raise ValueError(
+            f"reuse.teacher: found a run of {[one.name for one in teacher.tasks]}, expected one "
+            f"that learnt {task.name}, which is this run's first task; give another teacher"
+        )
+    manifest = (data.dataset.dir / "manifest.json").read_bytes()
+    of_same_data = hashlib.sha256(manifest).hexdigest()
+    if teacher.record["provenance"]["dataset_fingerprint"] != of_same_data:
+        _refuse_newer(teacher.record, config, data=data, source=config.reuse.teacher)
+    impressions = teacher.data.encode(read_split(data.dataset, "train"))
+    chance_N = teacher.predictions(impressions)[task.name].clamp(_SMALLEST, 1 - _SMALLEST)
+    return torch.logit(chance_N)
+
+
+def distilled(error_B: Tensor, logit_B: Tensor, batch: Batch, *, config: ReuseConfig) -> Tensor:
+    """(1 - w) error + w T² BCE(logit / T, σ(teacher / T)), [B] (Hinton et al. 2015, section 2)."""
+    target_B = torch.sigmoid(batch.outcomes[TEACHER] / config.temperature)
+    soft_B = F.binary_cross_entropy_with_logits(
+        logit_B / config.temperature, target_B, reduction="none"
+    )
+    weight = config.teacher_weight
+    return (1 - weight) * error_B + weight * config.temperature**2 * soft_B
+
+
+def _refuse_newer(
+    record: Mapping[str, Any], config: FitConfig, *, data: CtrData, source: Path
+) -> None:
+    """Refuse a run that knows this run's validation time.
+
+    A run has seen its data up to its `test_start`: its epochs were chosen on its validation time.
+    """
+    refuse_look_ahead(
+        record["provenance"]["test_start"] - 1,
+        data.dataset,
+        source=source,
+        allowed=config.allow_look_ahead,
+        override="--allow_look_ahead true, or an older run",
+    )
