@@ -147,23 +147,20 @@ def _learn_task(name: str, config: TaskConfig, *, kind: LabelType, data: CtrData
 
 
 def check_task_classes(tasks: Sequence[Task], data: CtrData, *, monitor: str | None) -> None:
-    """Refuse a binary label of one class where it is learnt, or where it alone says when to stop.
+    """Refuse a binary label of one class in validation, where it alone says when to stop.
 
     Args:
         tasks: what is learnt.
-        data: training and validation impressions.
+        data: where the validation impressions are.
         monitor: the label that the epoch is chosen by; None: all that have both classes.
     """
     for task in tasks:
         if not task.is_binary:
             continue
         name = "" if task.name == CLICK else f", {task.name}"
-        where = f"{data.dataset.dir}/ctr"
-        label_N = label_of(data.train, task.name).numpy()
-        check_classes(label_N, where=f"{where}/train{name}", refuse=True)
         alone = len(tasks) == 1 or monitor == task.name
         label_N = label_of(data.valid, task.name).numpy()
-        check_classes(label_N, where=f"{where}/valid{name}", refuse=alone)
+        check_classes(label_N, where=f"{data.dataset.dir}/ctr/valid{name}", refuse=alone)
 
 
 def as_json(tasks: Sequence[Task]) -> dict[str, Any]:
