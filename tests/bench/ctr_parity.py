@@ -106,19 +106,23 @@ class Bench:
         """Make the dataset and the tables where they are not there."""
         video_ctr.prepare(video_ctr.data_dir(), dataset_dir=dataset_dir)
         dataset = open_dataset(dataset_dir)
-        config = InputConfig(dataset_dir=dataset_dir)
         tables = bench_dir / "ctr_parity" / "tables"
-        inputs = {}
-        for label, column in LABELS.items():
-            of_label = LabelledDataset.of(dataset, column)
-            inputs[label] = Inputs(of_label, CtrData.learn(of_label, config))
         if not (tables / "feature_map.json").is_file():
-            write_tables(CtrData.learn(dataset, config), tables, labels=LABELS)
-        return Bench(bench_dir, dataset, tables, inputs, splits)
+            data = CtrData.learn(dataset, InputConfig(dataset_dir=dataset_dir))
+            write_tables(data, tables, labels=LABELS)
+        return Bench(bench_dir, dataset, tables, {}, splits)
+
+    def inputs_of(self, label: str) -> Inputs:
+        """Our impressions with this label, read once."""
+        if label not in self.inputs:
+            dataset = LabelledDataset.of(self.dataset, LABELS[label])
+            config = InputConfig(dataset_dir=dataset.dir)
+            self.inputs[label] = Inputs(dataset, CtrData.learn(dataset, config))
+        return self.inputs[label]
 
     def label_of(self, run: Run, split: Split) -> NDArray[np.float32]:
         """Labels of a split, in the order of the scores."""
-        table = read_split(self.inputs[run.label].dataset, split)
+        table = read_split(self.inputs_of(run.label).dataset, split)
         return table["label"].to_numpy().astype(np.float32)
 
     def result(self, run: Run) -> dict[str, Any]:
@@ -164,7 +168,7 @@ class Bench:
             trainer=TrainerConfig(accelerator="cpu", progress="none"),
         )
         start = time.process_time()
-        record = fit(config, self.inputs[run.label])
+        record = fit(config, self.inputs_of(run.label))
         return {
             "valid_auc": record["valid"]["val/auc"],
             f"{self.splits[-1]}_auc": record["test"]["auc"],
