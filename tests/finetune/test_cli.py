@@ -49,7 +49,13 @@ def test_an_unknown_key_is_refused(words: list[str], capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize(
     ("flag", "value"),
-    [("rung", "best"), ("head.name", "wide_and_deep"), ("train.lr", "-1"), ("history_length", "0")],
+    [
+        ("rung", "best"),
+        ("head.name", "wide_and_deep"),
+        ("train.lr", "-1"),
+        ("trust.exposure_k", "0"),
+        ("history_length", "0"),
+    ],
 )
 def test_a_bad_value_names_its_key(
     flag: str, value: str, words: list[str], capsys: pytest.CaptureFixture[str]
