@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,17 +29,30 @@ class ItemVectors:
     """Weight of each modality in the fusion, rows sum to 1."""
 
 
+def zero_last(layers: nn.Sequential) -> None:
+    """Make the last layer zero, so that what these layers are added to is unchanged at step 0."""
+    last = layers[-1]
+    assert isinstance(last, nn.Linear)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+
+
 class Adapter(nn.Module):
     """Features of one tower → the shared width.
 
     Features are standardised by fixed statistics of the catalogue at step 0 (`calibrate`). What
     pre-trained and random towers say of any two items is mostly the same, and without this the
     part that differs is learnt many times more slowly.
+
+    At step 0 an adapter is the principal components of its features, in a part of the space of its
+    own: the sum over modalities then says of two items what all their features say side by side.
     """
 
-    def __init__(self, feature_width: int, *, width: int, dropout: float) -> None:
+    def __init__(self, feature_width: int, *, width: int, part: slice, dropout: float) -> None:
+        """`part` is where the principal components go."""
         super().__init__()
         self.feature_width = feature_width
+        self.part = part
         self.mean_F: Tensor
         self.std_F: Tensor
         self.register_buffer("mean_F", torch.zeros(feature_width))
@@ -47,6 +62,7 @@ class Adapter(nn.Module):
             nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(dropout),
             nn.Linear(2 * width, width),
         )  # fmt: skip
+        zero_last(self.mlp)
 
     def forward(self, features_nF: Tensor) -> Tensor:
         """[n, F] → [n, D]."""
@@ -61,10 +77,23 @@ class Adapter(nn.Module):
         spread_F = features_pF.float().std(0, correction=0)
         # A feature that hardly varies is noise: it is not blown up beyond the others.
         self.std_F.copy_(spread_F.clamp(min=0.1 * float(spread_F.mean()) + 1e-6))
+        self._start_from((features_pF.float() - self.mean_F) / self.std_F)
+
+    def _start_from(self, standard_pF: Tensor) -> None:
+        """Principal components of these features, of mean square 1; all else is zero."""
+        _, spread_k, component_kF = torch.linalg.svd(standard_pF, full_matrices=False)
+        known = int((spread_k > 1e-5 * spread_k.max()).sum())
+        count = min(known, self.part.stop - self.part.start)
+        if count == 0:
+            return  # one item, or all the same: the weights stay as they were drawn
+        scale = (standard_pF @ component_kF[:count].T).square().mean().rsqrt()
+        self.linear.bias.zero_()
+        self.linear.weight.zero_()
+        self.linear.weight[self.part.start : self.part.start + count] = scale * component_kF[:count]
 
 
 class Fusion(nn.Module):
-    """Gated late fusion of what modalities an item has.
+    """Gated late fusion of what modalities an item has, all of the same weight at step 0.
 
     An absent modality is represented by a learnt null token, which the gate may weigh too: that
     a picture is missing is itself a fact about the item.
@@ -75,8 +104,11 @@ class Fusion(nn.Module):
         self.modalities = modalities
         self.null_MD = nn.Parameter(torch.randn(len(modalities), width) * 0.02)
         self.score = nn.Linear(width, 1)
+        nn.init.zeros_(self.score.weight)
+        nn.init.zeros_(self.score.bias)
         self.bias_2M = nn.Parameter(torch.tensor([[-2.0], [0.0]]).repeat(1, len(modalities)))
         self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
+        zero_last(self.out)
 
     def forward(self, tokens_nMD: Tensor, presence_nM: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens and presence mask → fused [n, D] (not yet of unit length) and gate [n, M]."""
@@ -106,10 +138,12 @@ class ItemEncoder(nn.Module):
         self.width = width
         self.modalities = list(feature_widths)
         self.backbones = nn.ModuleDict(dict(backbones))
+        bounds = np.linspace(0, width, len(feature_widths) + 1).astype(int).tolist()
+        parts = [slice(start, stop) for start, stop in pairwise(bounds)]
         self.adapters = nn.ModuleDict(
             {
-                name: Adapter(feature_width, width=width, dropout=dropout)
-                for name, feature_width in feature_widths.items()
+                name: Adapter(feature_width, width=width, part=part, dropout=dropout)
+                for (name, feature_width), part in zip(feature_widths.items(), parts, strict=True)
             }
         )
         # Made only where it is used, so that no parameter is left without a gradient.
@@ -153,8 +187,9 @@ class ItemEncoder(nn.Module):
                 token_nD = token_nD.masked_scatter(present_n[:, None], projected_pD)
             else:  # a blank input stood in: keep its parameters in the graph, at weight zero
                 token_nD = token_nD + 0.0 * projected_pD.sum()
-            tokens.append(token_nD)
             alone[modality] = F.normalize(token_nD.float(), dim=-1)
+            # Of one length, so that no modality outweighs another before the gate says so.
+            tokens.append(alone[modality] * self.width**0.5)
         presence_nM = items.presence_of(self.modalities)
         if dropped_nM is not None:
             presence_nM = presence_nM & ~dropped_nM

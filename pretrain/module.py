@@ -34,8 +34,9 @@ log = logging.getLogger(__name__)
 
 CUTOFFS = (10, 20, 50)
 CATALOGUE_CHUNK = 512
-CALIBRATION_ITEMS = 512
-"""Items whose features set the adapters' input scales; the same ones on every rank."""
+CALIBRATION_ITEMS, CACHED_CALIBRATION_ITEMS = 512, 4096
+"""Items from whose features the adapters start, where towers must encode them first and where
+features are cached; the same ones on every rank."""
 
 
 class PretrainModule(pl.LightningModule):
@@ -130,7 +131,9 @@ class PretrainModule(pl.LightningModule):
             # As unknown as a new item is: a random direction would be somebody's neighbour.
             self.model.forget_ids((self.data.item_probability == 0).nonzero().flatten())
         if earlier is None:
-            rows = np.linspace(0, num_items - 1, min(num_items, CALIBRATION_ITEMS)).astype(np.int64)
+            cached = self.data.features is not None
+            count = min(num_items, CACHED_CALIBRATION_ITEMS if cached else CALIBRATION_ITEMS)
+            rows = np.linspace(0, num_items - 1, count).astype(np.int64)
             self.model.item_encoder.calibrate(self.data.items.load(rows))
         else:
             count = earlier.load_into(

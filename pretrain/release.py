@@ -40,7 +40,7 @@ from pretrain.user_features import UserColumn, encode_users, unknown_users
 log = logging.getLogger(__name__)
 
 RELEASE_FORMAT = "triptych-release"
-RELEASE_VERSION = 1
+RELEASE_VERSION = 2
 CONFIG_FILE, WEIGHTS_FILE, ID_MAP_FILE = "config.json", "model.safetensors", "id_map.parquet"
 
 

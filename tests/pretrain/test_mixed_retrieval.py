@@ -212,6 +212,10 @@ class World:
             config, backbones={}, feature_widths={"colour": 10}, num_items=self.num_items
         )
         model.item_encoder.calibrate(self.items())
+        with torch.no_grad():  # elsewhere than another seed: both would start from the features
+            weight_DF = model.item_encoder.adapters["colour"].linear.weight
+            turn_DD, _ = torch.linalg.qr(torch.randn(16, 16))
+            weight_DF.copy_(turn_DD @ weight_DF)
         optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
         even = torch.full((self.num_items,), 1 / self.num_items)
         for step in range(60):
