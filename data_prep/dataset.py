@@ -14,6 +14,7 @@ from data_prep.content import ItemContent, reads_of
 from data_prep.events import EventLog
 from data_prep.folders import Folder, open_folder
 from data_prep.manifest import Manifest
+from data_prep.parquet_files import read_in_order
 from data_prep.records import (
     ITEMS_FILE,
     SPLITS,
@@ -92,8 +93,17 @@ class Dataset:
             reads=reads_of(sum(file.bytes for file in tars)),
         )
 
-    def impressions(self, split: Split) -> pa.Table:
+    def impressions(self, split: Split, *, columns: list[str] | None = None) -> pa.Table:
         """One split's impressions, ordered by time, user row and item row."""
+        return pq.read_table(self._impressions_path(split), columns=columns)
+
+    def impression_pieces(
+        self, split: Split, *, columns: list[str] | None = None
+    ) -> Iterator[pa.Table]:
+        """The same, a row group at a time."""
+        return read_in_order(self._impressions_path(split), columns)
+
+    def _impressions_path(self, split: Split) -> Path:
         if split not in SPLITS:
             raise ValueError(f"split: found {split!r}, expected one of {SPLITS}")
         name = impressions_file(split)
@@ -102,7 +112,7 @@ class Dataset:
                 f"{self.dir}: found no impressions ({name}); map an "
                 "`impressions` table in the settings of python -m data_prep shard"
             )
-        return pq.read_table(self.folder.path(name))
+        return self.folder.path(name)
 
 
 def _read_blocks(path: Path) -> Iterator[UserBlock]:

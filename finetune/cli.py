@@ -9,6 +9,7 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from finetune.command_settings import OffPolicyConfig, PredictConfig, ReportConfig
+from finetune.daily_settings import DailyConfig
 from finetune.settings import FitConfig, LadderConfig
 
 logger = logging.getLogger(__name__)
@@ -19,6 +20,7 @@ _COMMANDS: dict[str, tuple[type[Any], str]] = {
     "fit": (FitConfig, "train one head on one rung of the content ladder, with one seed"),
     "ladder": (LadderConfig, "climb every rung with every seed, and write the report"),
     "predict": (PredictConfig, "score new impressions with a finished run"),
+    "daily": (DailyConfig, "train day by day, and test each model on the day after"),
     "off_policy": (OffPolicyConfig, "estimate what a run would have earned on a log's test split"),
     "report": (ReportConfig, "write metrics.json and report.html again from finished runs"),
 }
@@ -75,6 +77,9 @@ def _run(command: str, settings: Any) -> None:  # noqa: ANN401 - one a command
         record = fit(settings)
         figures = {k: round(v, 4) for k, v in record["test"].items() if v == v}
         console.print(f"{settings.rung}, seed {settings.seed}: test {figures}")
+        further = record.get("tasks", {}) | {k: record[k] for k in ("uplift",) if k in record}
+        for name, of_task in further.items():
+            console.print(f"{name}: { ({k: round(v, 4) for k, v in of_task.items()}) }")
         console.print(f"written: {settings.out_dir}")
     elif command == "ladder":
         from finetune.ladder import ladder
@@ -86,6 +91,12 @@ def _run(command: str, settings: Any) -> None:  # noqa: ANN401 - one a command
 
         count = predict(settings)
         console.print(f"{count} scores written: {settings.out}")
+    elif command == "daily":
+        from finetune.daily import daily
+
+        for mode, figures in daily(settings)["mean"].items():
+            console.print(f"{mode}: { ({k: round(v, 4) for k, v in figures.items()}) }")
+        console.print(f"written: {settings.out_dir}/metrics.json, {settings.out_dir}/report.html")
     elif command == "off_policy":
         from finetune.policy_value import policy_value
 

@@ -17,7 +17,7 @@ from finetune.bootstrap import Interval, resampled_metrics
 from finetune.metrics import Floats
 from finetune.run_folder import PREDICTIONS_FILE, Run
 from finetune.rungs import PARTS, VECTORS, parse_rung
-from finetune.slices import slice_masks
+from finetune.slices import slice_columns, slice_masks
 
 BASES = ("none", "raw", "scratch", "aligned")
 """What rungs are compared with: each that comes before them."""
@@ -129,7 +129,7 @@ def compare(runs: list[Run], dataset: Dataset, *, num_resamples: int) -> Compari
             "split; re-run python -m finetune ladder"
         )
     test = pq.read_table(runs[0].dir / PREDICTIONS_FILE, columns=["user_id"])
-    impressions = dataset.impressions(splits.pop())
+    impressions = dataset.impressions(splits.pop(), columns=slice_columns(dataset))
     user_N = impressions["user_row"].to_numpy()
     if test.num_rows != impressions.num_rows:
         raise ValueError(

@@ -120,7 +120,7 @@ class Content:
         _, index_N = torch.unique(moments, dim=0, return_inverse=True)
         first_U = torch.zeros(int(index_N.max()) + 1, dtype=torch.int64)
         first_U[index_N] = torch.arange(len(index_N))  # any of equal moments will do
-        length = impressions.history_NL.shape[1]
+        length = max(1, data.history_length)
         chunk = max(1, CHUNK_BYTES // (4 * length * max(self.width, 1)))
         user_UW = torch.cat(
             [self._users(data, impressions, rows_B) for rows_B in torch.split(first_U, chunk)]
@@ -144,7 +144,7 @@ class Content:
 
     def _users(self, data: CtrData, impressions: Impressions, rows_B: Tensor) -> Tensor:
         """User vectors [B, W] from the history strictly before each impression."""
-        history_BL = impressions.history_NL[rows_B].long()
+        history_BL = impressions.history_rows(rows_B).long()
         some_B1 = (history_BL >= 0).any(1, keepdim=True)
         if self.release is None or self.event_ID is None:
             return F.normalize(self.item_IW[history_BL].sum(1), dim=1)
@@ -165,7 +165,7 @@ class Content:
 
     def _similarities(self, impressions: Impressions, rows_B: Tensor, user_BW: Tensor) -> Tensor:
         """Cosines [B, S] of the user and of the history's items to the target."""
-        history_BL = impressions.history_NL[rows_B].long()
+        history_BL = impressions.history_rows(rows_B).long()
         present_I = self.item_IW.abs().sum(1) > 0
         return cosines(
             self.item_IW[impressions.item_N[rows_B]],
@@ -202,6 +202,11 @@ def open_content(
     rung = parse_rung(name)
     if rung.vectors == "none":
         return None
+    if inputs.history_length == 0:
+        raise ValueError(
+            f"history_length: found 0, expected at least 1 for rung {name}, whose user vectors "
+            "come from histories; raise it, or fit rung none"
+        )
     if inputs.embeddings_dir is None:
         raise ValueError(
             f"embeddings_dir: found none, expected the item vectors of rung {name}; "

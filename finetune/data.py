@@ -1,14 +1,20 @@
 """The CTR splits as contiguous matrices, and batches as `index_select` on them.
 
-A catalogue's features are encoded once a row and gathered, not once an impression.
+A split is encoded once, a piece after the other, into memory or into files that are mapped. A
+catalogue's features are encoded once a row and gathered, not once an impression.
 
 Shapes: N impressions, F single-valued fields, K numeric fields, L history length, M list length,
 R rows of a catalogue (its last row stands for an unknown user or item), B impressions of a batch.
 """
 
+import hashlib
+import json
 import logging
-from dataclasses import dataclass, field
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -16,22 +22,37 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data_prep.available_memory import available_bytes
 from data_prep.dataset import Dataset
 from data_prep.events import EventLog
-from data_prep.records import SPLITS
+from data_prep.folders import CACHE_VARIABLE
+from data_prep.records import MANIFEST_FILE
 from data_prep.records import Split as SplitName
-from finetune.input_checks import check_split
+from finetune.columns import MappedColumns, Piece, columns_in_memory, write_columns
+from finetune.histories import Histories, history_ends
 from finetune.settings import InputConfig
-from finetune.vocabulary import ID_FIELDS, CategoricalField, Owner, Vocabulary, build_vocabulary
+from finetune.splits import check_outcome, check_splits, split_pieces
+from finetune.vocabulary import (
+    ID_FIELDS,
+    CategoricalField,
+    Owner,
+    Vocabulary,
+    count_rows,
+    start_counts,
+    vocabulary_of,
+)
 
 logger = logging.getLogger(__name__)
 
-_HISTORY_CHUNK = 262_144  # impressions whose int64 histories are held at once
+ENCODING_VERSION = 1
+"""Of the files that hold an encoded split; others are encoded anew."""
+_OUTCOME = "outcome."  # before the names of columns that are never an input
+_MEMORY_SHARE = 4  # one encoded split may take a quarter of the memory that is free
 
 
 @dataclass(frozen=True)
 class Impressions:
-    """One split, encoded."""
+    """One split, encoded; its tensors may be mapped files."""
 
     ids_NF: Tensor
     """int32 rows of the concatenated embedding table."""
@@ -46,13 +67,28 @@ class Impressions:
     time_N: Tensor
     """Unix milliseconds."""
     label_N: Tensor
-    history_NL: Tensor
-    """int32 rows of the latest positive items strictly before, oldest first, -1 at the end."""
+    history_end_N: Tensor
+    """Where the history ends in the log of positive events."""
+    histories: Histories
+    """The log that histories are cut from when they are read."""
     outcomes: dict[str, Tensor] = field(default_factory=dict)
     """Further labels, and position, propensity and treatment, where the dataset has them."""
+    mapped: MappedColumns | None = None
+    """The files behind the tensors; None: they are in memory."""
 
     def __len__(self) -> int:
         return len(self.label_N)
+
+    def history_rows(self, rows_B: Tensor) -> Tensor:
+        """int32 rows [B, L] of the latest positive items strictly before, -1 at the end."""
+        if self.histories.length == 0:
+            return torch.empty(len(rows_B), 0, dtype=torch.int32)
+        return self.histories.rows(self.user_N[rows_B], self.history_end_N[rows_B])
+
+    @cached_property
+    def history_NL(self) -> Tensor:
+        """Every history at once, for small splits."""
+        return self.histories.rows(self.user_N, self.history_end_N)
 
 
 @dataclass(frozen=True)
@@ -73,36 +109,33 @@ class CtrData:
     vocabulary: Vocabulary
     history_length: int
     multi_length: int
+    memory_mb: int | None = None
+    cache_dir: Path | None = None
     test_opened: int = field(default=0, init=False)
     """How often the test split was read; a run may open it once, at its end."""
 
     @staticmethod
-    def learn(dataset: Dataset, inputs: InputConfig) -> "CtrData":
-        """Build the vocabulary from the training split and refuse empty splits."""
-        check_splits(dataset)
-        train = read_split(dataset, "train")
-        features = dataset.manifest.features
-        rows: dict[Owner, NDArray[np.integer]] = {
-            "user": train["user_row"].to_numpy(),
-            "item": train["item_row"].to_numpy(),
-            "context": np.arange(train.num_rows),
-        }
-        tables: dict[Owner, pa.Table] = {
-            "user": dataset.users,
-            "item": dataset.items,
-            "context": train,
-        }
-        vocabulary = build_vocabulary(
-            {
-                "user": dict(features.user),
-                "item": dict(features.item),
-                "context": dict(features.context),
-            },
-            lambda owner, name: tables[owner][name],
-            train_rows=rows,
-            min_count=inputs.min_count,
+    def learn(dataset: Dataset, inputs: InputConfig, train: pa.Table | None = None) -> "CtrData":
+        """Build the vocabulary from the training split and refuse empty splits.
+
+        With `train` from those impressions instead, where days take the place of splits.
+        """
+        if train is None:
+            check_splits(dataset)
+        pieces = split_pieces(dataset, "train") if train is None else [train]
+        return CtrData.of(dataset, learn_vocabulary(dataset, inputs, pieces), inputs)
+
+    @staticmethod
+    def of(dataset: Dataset, vocabulary: Vocabulary, inputs: InputConfig) -> "CtrData":
+        """With a vocabulary that is known."""
+        return CtrData(
+            dataset,
+            vocabulary,
+            inputs.history_length,
+            inputs.multi_length,
+            inputs.memory_mb,
+            inputs.cache_dir,
         )
-        return CtrData(dataset, vocabulary, inputs.history_length, inputs.multi_length)
 
     @cached_property
     def positives(self) -> EventLog:
@@ -110,19 +143,24 @@ class CtrData:
         return self.dataset.events().positives()
 
     @cached_property
+    def histories(self) -> Histories:
+        """The same, as batches read it."""
+        return Histories.of(self.positives, length=self.history_length)
+
+    @cached_property
     def train(self) -> Impressions:
         """The training impressions."""
-        return self.encode(read_split(self.dataset, "train"))
+        return self._encode_split("train")
 
     @cached_property
     def valid(self) -> Impressions:
         """The validation impressions: what early stopping looks at."""
-        return self.encode(read_split(self.dataset, "valid"))
+        return self._encode_split("valid")
 
     def open_test(self) -> Impressions:
         """Read and count: the test split is for the one evaluation at a run's end."""
         self.test_opened += 1
-        return self.encode(read_split(self.dataset, "test"))
+        return self._encode_split("test")
 
     @cached_property
     def users(self) -> Catalogue:
@@ -147,6 +185,64 @@ class CtrData:
 
     def encode(self, table: pa.Table) -> Impressions:
         """Impressions with `user_row` (-1: unknown), `item_row`, `time`, `label` and context."""
+        return self._impressions(columns_in_memory([self._piece(table)], num_rows=table.num_rows))
+
+    def _encode_split(self, split: SplitName) -> Impressions:
+        """A split in memory if it fits, otherwise from its files, which are written once."""
+        pieces = (self._piece(table) for table in split_pieces(self.dataset, split))
+        num_rows = self.dataset.manifest.counts[f"impressions_{split}"]
+        first = self._piece(next(split_pieces(self.dataset, split)).slice(0, 1))
+        num_bytes = num_rows * sum(values.nbytes for values in first.values())
+        if num_bytes <= self._memory_bytes():
+            return self._impressions(columns_in_memory(pieces, num_rows=num_rows))
+        folder = self._cache_folder(split)
+        if not folder.is_dir():
+            logger.info("%s: %s: encoding %s impressions", folder, split, f"{num_rows:,}")
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            write_columns(pieces, folder, num_rows=num_rows)
+        mapped = MappedColumns.open(folder)
+        return self._impressions(mapped.tensors, mapped=mapped)
+
+    def _memory_bytes(self) -> float:
+        if self.memory_mb is not None:
+            return self.memory_mb * 1e6
+        return available_bytes() / _MEMORY_SHARE or float("inf")  # 0 where nobody knows
+
+    def _cache_folder(self, split: SplitName) -> Path:
+        """Named by all that decides how a split is encoded."""
+        root = self.cache_dir
+        if root is None:
+            given = os.environ.get(CACHE_VARIABLE)
+            root = (Path(given) if given else Path.home() / ".cache" / "triptych") / "encoded"
+        about = [ENCODING_VERSION, split, self.multi_length, asdict(self.vocabulary)]
+        found = hashlib.sha256((self.dataset.dir / MANIFEST_FILE).read_bytes())
+        found.update(json.dumps(about, sort_keys=True).encode())
+        return root / f"{split}-{found.hexdigest()[:24]}"
+
+    def _impressions(
+        self, columns: dict[str, Tensor], mapped: MappedColumns | None = None
+    ) -> Impressions:
+        lists = sorted(name for name in columns if name.startswith("multi"))
+        return Impressions(
+            ids_NF=columns["ids"],
+            numeric_NK=columns["numeric"],
+            multi=[columns[name] for name in lists],
+            user_N=columns["user"],
+            item_N=columns["item"],
+            time_N=columns["time"],
+            label_N=columns["label"],
+            history_end_N=columns["history_end"],
+            histories=self.histories,
+            outcomes={
+                name.removeprefix(_OUTCOME): column
+                for name, column in columns.items()
+                if name.startswith(_OUTCOME)
+            },
+            mapped=mapped,
+        )
+
+    def _piece(self, table: pa.Table) -> Piece:
+        """Some impressions, encoded."""
         user_N = table["user_row"].to_numpy().astype(np.int64)
         user_N = np.where(user_N < 0, self.dataset.num_users, user_N)
         item_N = table["item_row"].to_numpy().astype(np.int64)
@@ -160,43 +256,35 @@ class CtrData:
             for one in self.vocabulary.numeric
             if one.owner == "context"
         ]
-        return Impressions(
-            ids_NF=torch.from_numpy(np.concatenate(ids, axis=1)),
-            numeric_NK=torch.from_numpy(np.concatenate(numeric, axis=1)),
-            multi=[
-                torch.from_numpy(one.encode_lists(table[one.name], length=self.multi_length))
-                for one in self.fields("context", kind="multi")
-            ],
-            user_N=torch.from_numpy(user_N),
-            item_N=torch.from_numpy(item_N),
-            time_N=torch.from_numpy(time_N),
-            label_N=torch.from_numpy(table["label"].to_numpy().astype(np.float32)),
-            history_NL=torch.from_numpy(self._histories(user_N, time_N)),
-            outcomes=self._outcomes(table),
-        )
-
-    def _outcomes(self, table: pa.Table) -> dict[str, Tensor]:
-        """What is never an input; impressions to be scored have none of it."""
-        features = self.dataset.manifest.features
-        names = [
-            name for name in (*features.label, *features.exposure) if name in table.schema.names
-        ]
-        found = {name: torch.from_numpy(table[name].to_numpy().copy()) for name in names}
+        lists = self.fields("context", kind="multi")
         return {
-            name: values_N.long() if name == "position" else values_N.float()
-            for name, values_N in found.items()
+            "ids": np.concatenate(ids, axis=1),
+            "numeric": np.concatenate(numeric, axis=1),
+            **{
+                f"multi{place:03d}": one.encode_lists(table[one.name], length=self.multi_length)
+                for place, one in enumerate(lists)
+            },
+            "user": user_N,
+            "item": item_N,
+            "time": time_N,
+            "label": table["label"].to_numpy().astype(np.float32),
+            "history_end": history_ends(self.positives, user_N, time_N),
+            **self._outcomes(table),
         }
 
-    def _histories(self, user_N: NDArray[np.int64], time_N: NDArray[np.int64]) -> NDArray[np.int32]:
-        history_NL = np.full((len(user_N), self.history_length), -1, dtype=np.int32)
-        known = np.flatnonzero(user_N < self.dataset.num_users)
-        for start in range(0, len(known), _HISTORY_CHUNK):
-            rows = known[start : start + _HISTORY_CHUNK]
-            items, _ = self.positives.histories(
-                user_N[rows], time_N[rows], length=self.history_length
-            )
-            history_NL[rows] = items
-        return history_NL
+    def _outcomes(self, table: pa.Table) -> Piece:
+        """What is never an input; impressions to be scored have none of it."""
+        features = self.dataset.manifest.features
+        for name, kind in features.label.items():
+            if name in table.schema.names:
+                check_outcome(table[name], kind, f"{self.dataset.dir}: label {name}")
+        return {
+            f"{_OUTCOME}{name}": table[name]
+            .to_numpy()
+            .astype(np.int64 if name == "position" else np.float32)
+            for name in (*features.label, *features.exposure)
+            if name in table.schema.names
+        }
 
     def _catalogue(self, owner: Owner, table: pa.Table) -> Catalogue:
         single = self.fields(owner, kind="categorical")
@@ -219,25 +307,41 @@ class CtrData:
         return Catalogue(ids_RF, numeric_RK, lists)
 
 
-def check_splits(dataset: Dataset) -> None:
-    """Refuse a dataset with an empty split, by its manifest: test itself stays closed."""
-    for split in SPLITS:
-        _check_not_empty(dataset, split, dataset.manifest.counts.get(f"impressions_{split}", 0))
-
-
-def _check_not_empty(dataset: Dataset, split: SplitName, num_impressions: int) -> None:
-    if num_impressions == 0:
-        cutoffs = dataset.manifest.cutoffs
-        raise ValueError(
-            f"{dataset.dir}/ctr/{split}: found no impressions, expected some in each of {SPLITS} "
-            f"(valid_start {cutoffs.valid_start}, test_start {cutoffs.test_start}); move the "
-            "cut-offs or map an `impressions` table, and re-run python -m data_prep shard"
-        )
-
-
-def read_split(dataset: Dataset, split: SplitName) -> pa.Table:
-    """One split's impressions; refuses an empty split and whatever `check_split` refuses."""
-    table = dataset.impressions(split)
-    _check_not_empty(dataset, split, table.num_rows)
-    check_split(table, dataset, split)
-    return table
+def learn_vocabulary(
+    dataset: Dataset, inputs: InputConfig, pieces: Iterable[pa.Table]
+) -> Vocabulary:
+    """Count training impressions piece by piece, users and items by how often they occur."""
+    features = dataset.manifest.features
+    types: dict[Owner, dict[str, str]] = {
+        "user": dict(features.user),
+        "item": dict(features.item),
+        "context": dict(features.context),
+    }
+    known = {*ID_FIELDS.values(), *(name for of_owner in types.values() for name in of_owner)}
+    for key in ("hash_buckets", "log_features", "item_sequences"):
+        if strange := sorted(set(getattr(inputs, key)) - known):
+            raise ValueError(f"{key}: found {strange}, expected features of {sorted(known)}")
+    counts = start_counts(types, log_features=inputs.log_features)
+    not_counted = {*inputs.hash_buckets, *inputs.item_sequences}
+    occurs = {
+        "user": np.zeros(dataset.num_users, np.int64),
+        "item": np.zeros(dataset.num_items, np.int64),
+    }
+    for table in pieces:
+        for owner, count_R in occurs.items():
+            count_R += np.bincount(table[f"{owner}_row"].to_numpy(), minlength=len(count_R))
+        once = np.ones(table.num_rows, np.int64)
+        for (owner, name), counted in counts.items():
+            if owner == "context" and name not in not_counted:
+                counted.add(table[name], once)
+    for (owner, name), counted in counts.items():
+        if owner != "context" and name not in not_counted:
+            table = dataset.users if owner == "user" else dataset.items
+            count_rows(counted, table[name], occurs[owner])
+    return vocabulary_of(
+        counts,
+        min_count=inputs.min_count,
+        hash_buckets=inputs.hash_buckets,
+        hash_above=inputs.hash_above,
+        item_sequences=inputs.item_sequences,
+    )

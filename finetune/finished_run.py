@@ -48,13 +48,19 @@ def open_run(run_dir: Path, *, dataset: Dataset | None = None) -> FinishedRun:
     else:
         config = dataclasses.replace(config, dataset_dir=dataset.dir)
     vocabulary = Vocabulary.load(run_dir / run_folder.VOCABULARY_FILE)
-    data = CtrData(dataset, vocabulary, config.history_length, config.multi_length)
+    data = CtrData.of(dataset, vocabulary, config)
     content = open_content(config.rung, config, dataset=dataset, seed=config.seed)
     if content is not None:
         content.restore(load_file(run_dir / run_folder.CONTENT_FILE))
     tasks = read_tasks(run_dir)
     rng_state = torch.get_rng_state()  # the weights drawn here are replaced at once
-    model = CtrModel(config.head, data=data, content=content, tasks=tasks)
+    model = CtrModel(
+        config.head,
+        data=data,
+        content=content,
+        tasks=tasks,
+        negative_rate=config.train.negative_rate,
+    )
     torch.set_rng_state(rng_state)
     model.load_state_dict(load_file(run_dir / run_folder.WEIGHTS_FILE))
     return FinishedRun(config, record, data, content, tasks, model.eval())

@@ -19,11 +19,12 @@ from safetensors.torch import save_file
 
 from data_prep.dataset import Dataset, open_dataset
 from finetune import run_folder
+from finetune.allocator import keep_freed_memory
 from finetune.batches import CtrTable
 from finetune.content import Content, open_content
 from finetune.data import CtrData, Impressions
 from finetune.evaluation import Tested, evaluate
-from finetune.groups import check_group_features
+from finetune.groups import check_group_features, group_columns
 from finetune.input_checks import check_classes
 from finetune.knock_outs import knock_outs
 from finetune.make import train_make
@@ -32,7 +33,7 @@ from finetune.module import MONITOR, CtrModule
 from finetune.objective import Objective
 from finetune.reuse import reuse
 from finetune.settings import FitConfig, InputConfig
-from finetune.slices import slice_masks
+from finetune.slices import slice_columns, slice_masks
 from finetune.tasks import as_json, check_task_classes, learn_tasks
 from finetune.trust_record import trust_record
 from finetune.warm_start import grown_vocabulary, older_vocabulary
@@ -68,7 +69,7 @@ class Inputs:
         data = self.data
         of_train = content.fit(data) if content else None
         of_valid = content.features(data, data.valid) if content else None
-        train = CtrTable(data.train, data.users, data.items, of_train)
+        train = CtrTable(data.train, data.users, data.items, of_train, config.shuffle_rows)
         valid = CtrTable(data.valid, data.users, data.items, of_valid)
         if content is not None and not content.rung.knows_seed:
             self.content[config.rung] = (content, train, valid)
@@ -81,14 +82,21 @@ def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
     Returns what metrics.json holds.
     """
     started = time.monotonic()
+    keep_freed_memory()
     inputs = inputs or Inputs.open(config)
     check_group_features(config.trust, inputs.dataset)
     content, train, valid = inputs.tables(config)
-    _quiet_lightning()
+    quiet_lightning()
     torch.manual_seed(config.seed)
     tasks = learn_tasks(config.tasks, inputs.data)
     check_task_classes(tasks, inputs.data, monitor=config.train.monitor)
-    model = CtrModel(config.head, data=inputs.data, content=content, tasks=tasks)
+    model = CtrModel(
+        config.head,
+        data=inputs.data,
+        content=content,
+        tasks=tasks,
+        negative_rate=config.train.negative_rate,
+    )
     objective = Objective(config, data=inputs.data, tasks=tasks)
     reused = reuse(config, model, data=inputs.data)
     made = _make(config, model, train=train, valid=valid)
@@ -107,7 +115,8 @@ def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
 
     opened_before = inputs.data.test_opened
     judged = inputs.data.valid if config.judged_on == "valid" else inputs.data.open_test()
-    impressions = inputs.dataset.impressions(config.judged_on)
+    columns = [*slice_columns(inputs.dataset), *group_columns(config.trust, inputs.dataset)]
+    impressions = inputs.dataset.impressions(config.judged_on, columns=list(dict.fromkeys(columns)))
     masks = slice_masks(inputs.dataset, impressions)
 
     def judge(of: Content | None) -> Tested:
@@ -151,6 +160,7 @@ def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
         "valid": module.history[best_epoch - 1],
         "best_epoch": best_epoch,
         "epochs": len(module.history),
+        "train_impressions": len(train),
         "test_opened": inputs.data.test_opened - opened_before,
         "parameters": sum(p.numel() for p in model.parameters()),
         "provenance": provenance(config, inputs.dataset, content=content),
@@ -266,7 +276,7 @@ def _write(
         save_file(state, config.out_dir / run_folder.CONTENT_FILE)
 
 
-def _quiet_lightning() -> None:
+def quiet_lightning() -> None:
     """Twelve runs in a ladder need not say twelve times that there is no GPU."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     hints = (

@@ -27,7 +27,7 @@ def group_masks(
     Args:
         config: which features, and how many of their values.
         dataset: where users and items have theirs.
-        impressions: one split, as the dataset has it.
+        impressions: one split with user_row, item_row and the columns of `group_columns`.
         slices: membership of each impression, by slice.
 
     Raises:
@@ -54,6 +54,11 @@ def check_group_features(config: TrustConfig, dataset: Dataset) -> None:
     """Refuse a feature that the dataset does not have, before anything is trained."""
     for name in config.group_features:
         _owner(dataset, name)
+
+
+def group_columns(config: TrustConfig, dataset: Dataset) -> list[str]:
+    """The columns of impressions that the features of the settings are."""
+    return [name for name in config.group_features if _owner(dataset, name) == "context"]
 
 
 def _values(dataset: Dataset, impressions: pa.Table, name: str) -> pa.Array:

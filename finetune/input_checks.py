@@ -22,7 +22,7 @@ _SPLIT_COLUMNS = ("user_row", "item_row", "time", "label")
 
 
 def check_split(table: pa.Table, dataset: Dataset, split: str) -> None:
-    """Refuse a split whose columns, rows of the catalogue or labels are not what a run reads."""
+    """Refuse impressions whose columns, catalogue rows or labels are not what a run reads."""
     where = f"{dataset.dir}/ctr/{split}"
     features = dataset.manifest.features
     check_columns(table, (*_SPLIT_COLUMNS, *features.context), where=where)
@@ -70,6 +70,8 @@ def check_classes(label_N: NDArray[np.floating], *, where: str, refuse: bool) ->
 
 def _check_rows(rows: pa.ChunkedArray, num_rows: int, *, where: str) -> None:
     """Refuse rows outside a catalogue; they would be read as someone else's or as nobody's."""
+    if not len(rows):
+        return
     bounds = pc.min_max(rows).as_py()
     if rows.null_count or bounds["min"] < 0 or bounds["max"] >= num_rows:
         raise ValueError(

@@ -22,9 +22,11 @@ from data_prep.dataset import open_dataset
 from finetune import run_folder
 from finetune.compare import Comparison, Spread
 from finetune.content import open_content
-from finetune.data import check_splits
 from finetune.fit import Inputs, fit
 from finetune.settings import FitConfig, LadderConfig, TrainerConfig
+from finetune.splits import check_splits
+from finetune.task_settings import CLICK
+from finetune.tasks import known_labels
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +97,12 @@ def _check(configs: list[FitConfig]) -> None:
     """Open what every rung needs, so that the last one does not fail after an hour."""
     dataset = open_dataset(configs[0].dataset_dir)
     check_splits(dataset)
+    first = next(iter(configs[0].tasks), CLICK)
+    if known_labels(dataset).get(first) == "numeric":
+        raise ValueError(
+            f"tasks: found {first!r} first, which is a number, expected a binary label, as rungs "
+            "are compared by AUC; name one first, or run python -m finetune fit"
+        )
     for config in {one.rung: one for one in configs}.values():
         open_content(config.rung, config, dataset=dataset, seed=config.seed)
 

@@ -15,6 +15,7 @@ from finetune.content_fields import ContentFields
 from finetune.data import CtrData
 from finetune.fields import FieldEmbedding
 from finetune.heads import HEADS, TASK_HEADS, Head, InputLayout, TaskHead, initialise
+from finetune.order import corrected_logit_shift
 from finetune.settings import HeadConfig
 from finetune.tasks import CLICK_TASK, Task
 from finetune.vocabulary import ID_FIELDS
@@ -44,11 +45,19 @@ class CtrModel(nn.Module):
         data: CtrData,
         content: Content | None,
         tasks: Sequence[Task] = (CLICK_TASK,),
+        negative_rate: float = 1.0,
     ) -> None:
         super().__init__()
         head: type[Head] | type[TaskHead] = (HEADS | TASK_HEADS)[config.name]
         self.tasks = list(tasks)
         self.has_arms = config.name == "two_arms"
+        self.logit_shift = corrected_logit_shift(negative_rate)
+        """Added to a click's logit that becomes a probability; training sees it without."""
+        if head.uses_history and data.history_length == 0:
+            raise ValueError(
+                f"history_length: found 0, expected at least 1 for head {config.name}, which reads "
+                "the history; raise it, or choose a head that reads fields alone"
+            )
         width = config.embedding_width if head.uses_fields else 0
         vocabulary = data.vocabulary
         single = [one for one in vocabulary.categorical if one.kind == "categorical"]
@@ -74,6 +83,7 @@ class CtrModel(nn.Module):
             content=fields_of_content,
             first_order=head.uses_first_order,
             pool_history=not head.uses_history,
+            reads_history=data.history_length > 0,
         )
         layout = InputLayout(
             num_fields=self.fields.num_fields,
@@ -124,6 +134,8 @@ class CtrModel(nn.Module):
 
         Probabilities, or numbers in the unit of the label.
         """
+        if self.logit_shift:  # of a click alone, as `check_objective` sees to
+            output_NO = output_NO + self.logit_shift
         if self.has_arms:
             control_N, treated_N = (
                 self.tasks[0].predict(output_N1) for output_N1 in torch.split(output_NO, 1, dim=1)

@@ -4,22 +4,27 @@ Shapes: B impressions of a batch.
 """
 
 import math
+import time
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
 from finetune.batches import Batch, CtrTable, EvalBatches, TrainBatches
 from finetune.metrics import auc, log_loss
 from finetune.model import CtrModel
 from finetune.objective import Objective, batch_label
+from finetune.row_adam import RowSparseAdamW, average_over_ranks, clip_norm
 from finetune.settings import TrainConfig
 from finetune.task_metrics import all_figures, monitored
 
 MONITOR = "val/monitor"
 """Of a run on the click alone its AUC; see `monitored`."""
 Epoch = dict[str, float]
+
+_TRAIN_AUC_ROWS = 1 << 20  # the latest impressions of an epoch that its training AUC is about
 
 
 class CtrModule(pl.LightningModule):
@@ -47,7 +52,16 @@ class CtrModule(pl.LightningModule):
         self.history: list[Epoch] = []
         self._train_logits: list[Tensor] = []
         self._train_labels: list[Tensor] = []
+        self._clocks = self._spent = (0.0, 0.0)
         self._valid_outputs: list[Tensor] = []
+        model.fields.sums_squares = config.id_l2 > 0
+        table = model.fields.table
+        table.sparse_gradient = config.id_optimizer == "sparse"
+        if table.sparse_gradient:
+            of_table = {id(one) for one in table.parameters()}
+            self._ddp_params_and_buffers_to_ignore = [
+                name for name, one in self.named_parameters() if id(one) in of_table
+            ]
 
     def train_dataloader(self) -> TrainBatches:
         """This rank's batches; the order follows from seed and epoch."""
@@ -58,6 +72,7 @@ class CtrModule(pl.LightningModule):
             epoch=lambda: self.current_epoch,
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,
+            negative_rate=self.config.negative_rate,
         )
 
     def val_dataloader(self) -> EvalBatches:
@@ -70,15 +85,24 @@ class CtrModule(pl.LightningModule):
         """Move every tensor of a batch."""
         return batch if device.type == "cpu" else batch.to(device)
 
+    def on_fit_start(self) -> None:
+        """Refuse a strategy that takes no sparse gradients."""
+        sparse, strategy = self.model.fields.table.sparse_gradient, self.trainer.strategy
+        if sparse and not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+            raise ValueError(
+                f"train.id_optimizer: found sparse with {type(strategy).__name__}, expected dense, "
+                "as sparse gradients go through one device or DDP; set train.id_optimizer: dense"
+            )
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW with ids, dense and content parts, and a tuned encoder at speeds of their own.
 
         The tables have no weight decay: Adam would shrink the rows of rare ids at full speed,
-        whatever the coefficient. `id_l2` penalises the rows a batch touches instead. Row-sparse
-        updates come with issue 5.
+        whatever the coefficient. `id_l2` penalises the rows a batch touches instead.
         """
+        sparse = self.model.fields.table.sparse_gradient
         ids, encoder = self.model.fields.id_tables(), self.model.fields.encoder_parameters()
-        apart = {id(one) for one in [*ids, *encoder]}
+        apart = {id(one) for one in [*self.model.fields.table.parameters(), *ids, *encoder]}
         dense = [p for p in self.model.parameters() if p.requires_grad and id(p) not in apart]
         decay = self.config.weight_decay
         groups = [
@@ -88,10 +112,34 @@ class CtrModule(pl.LightningModule):
         if encoder:
             groups.append({"params": encoder, "lr": self.encoder_lr, "weight_decay": decay})
         groups += self.objective.parameter_groups(self.config)
-        return torch.optim.AdamW(groups, fused=True)
+        return RowSparseAdamW(groups) if sparse else torch.optim.AdamW(groups, fused=True)
+
+    def on_after_backward(self) -> None:
+        """Average the table's sparse gradient over the ranks: DDP is told to leave it out."""
+        table = self.model.fields.table
+        if table.sparse_gradient and self.trainer.world_size > 1:
+            for one in table.tables:
+                if one.grad is not None:
+                    one.grad = average_over_ranks(one.grad)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """By the norm over dense and sparse gradients together, which Lightning's cannot."""
+        if not gradient_clip_val:
+            return
+        if self.model.fields.table.sparse_gradient and gradient_clip_algorithm in (None, "norm"):
+            parameters = (one for group in optimizer.param_groups for one in group["params"])
+            clip_norm(parameters, gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_train_epoch_start(self) -> None:
-        """Freeze the embedding tables once they have had their epochs, or start them anew."""
+        """Start the clocks; freeze the embedding tables after their epochs, or reset them."""
+        self._clocks = (time.perf_counter(), time.process_time())
         optimizer = self.trainer.optimizers[0]
         limit = self.config.id_epochs
         if limit is not None and self.current_epoch >= limit:
@@ -112,12 +160,31 @@ class CtrModule(pl.LightningModule):
         if first.is_binary and not self.model.has_arms:
             self._train_logits.append(step.scored.logit_B.detach())
             self._train_labels.append(batch_label(batch, first.name))
+            if len(self._train_logits) * len(batch.label_B) > _TRAIN_AUC_ROWS:
+                del self._train_logits[0], self._train_labels[0]
         self.log("train/loss", step.loss, on_step=True, on_epoch=False)
         for name, value in step.task_losses.items():
             self.log(f"train/{name}/loss", value, on_step=True, on_epoch=False)
-        penalty: Tensor = self.config.id_l2 * step.scored.id_square_sum / len(batch.label_B)
-        loss: Tensor = step.loss + penalty
+        loss: Tensor = step.loss
+        if self.config.id_l2 > 0:
+            loss = loss + self.config.id_l2 * step.scored.id_square_sum / len(batch.label_B)
         return loss
+
+    def on_validation_start(self) -> None:
+        """Stop the clocks: validation has its own time."""
+        self._spent = (
+            time.perf_counter() - self._clocks[0],
+            time.process_time() - self._clocks[1],
+        )
+
+    def _speed(self) -> Epoch:
+        """What an impression of this epoch has cost this process."""
+        num = self.trainer.num_training_batches * self.config.batch_size / self.trainer.world_size
+        wall, cpu = self._spent
+        return {
+            "train/impressions_per_second": num / wall,
+            "train/cpu_us_per_impression": cpu / num * 1e6,
+        }
 
     def _drop_ids(self, batch: Batch) -> Batch:
         """Replace some user and item ids by the unknown id, as for new users and items."""
@@ -146,6 +213,7 @@ class CtrModule(pl.LightningModule):
             train_label = torch.cat(self._train_labels).cpu().numpy()
             row["train/auc"] = auc(train_label, train_score)
             row["train/logloss"] = log_loss(train_label, train_score)
+        row |= self._speed()
         tasks = self.model.tasks
         figures = all_figures(tasks, self.valid_table.impressions, self.model.read(output_NO))
         row |= {f"val/{name}": value for name, value in figures[tasks[0].name].items()}

@@ -205,6 +205,10 @@ def check_objective(config: FitConfig, *, data: CtrData, tasks: Sequence[Task]) 
         (is_dr and (config.rung != "none" or has_place), "train.debias.loss",
          f"dr on the rung {config.rung}, position {train.position.mode}",
          "the rung none and no place tower, as it scores items that were not shown"),
+        (train.negative_rate < 1 and (has_arms or is_debiased or names != [CLICK]),
+         "train.negative_rate", f"{train.negative_rate} with the head {config.head.name}, "
+         f"{train.debias.loss} and {names}",
+         "1, as the correction is for the click alone"),
         (train.task_weights == "uncertainty" and any(task.loss == "ziln" for task in tasks),
          "train.task_weights", "uncertainty with ziln", "fixed, as ziln learns a variance itself"),
     ]  # fmt: skip

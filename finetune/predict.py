@@ -46,7 +46,13 @@ def predict(config: PredictConfig) -> int:
         content.restore(load_file(config.run_dir / run_folder.CONTENT_FILE))
         features = content.features(data, impressions)
     tasks = read_tasks(config.run_dir)
-    model = CtrModel(trained.head, data=data, content=content, tasks=tasks)
+    model = CtrModel(
+        trained.head,
+        data=data,
+        content=content,
+        tasks=tasks,
+        negative_rate=trained.train.negative_rate,
+    )
     model.load_state_dict(load_file(config.run_dir / run_folder.WEIGHTS_FILE))
     predicted = model.predictions(CtrTable(impressions, data.users, data.items, features))
     table = given.select(["user_id", "item_id", "time"])

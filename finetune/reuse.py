@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finetune.batches import Batch
-from finetune.data import CtrData, read_split
+from finetune.data import CtrData
 from finetune.finished_run import open_run
 from finetune.model import CtrModel
 from finetune.reuse_settings import ReuseConfig
@@ -69,7 +69,7 @@ def teacher_logits(config: FitConfig, model: CtrModel, *, data: CtrData) -> Tens
     of_same_data = hashlib.sha256(manifest).hexdigest()
     if teacher.record["provenance"]["dataset_fingerprint"] != of_same_data:
         _refuse_newer(teacher.record, config, data=data, source=config.reuse.teacher)
-    impressions = teacher.data.encode(read_split(data.dataset, "train"))
+    impressions = teacher.data.train
     chance_N = teacher.predictions(impressions)[task.name].clamp(_SMALLEST, 1 - _SMALLEST)
     return torch.logit(chance_N)
 

@@ -44,7 +44,7 @@ VOCABULARY_FILE, CONTENT_FILE = "vocabulary.json", "content.safetensors"
 TASKS_FILE = "tasks.json"
 
 # Where and how fast a run was made does not change what it found.
-_NOT_IN_FINGERPRINT = ("out_dir", "trainer")
+_NOT_IN_FINGERPRINT = ("out_dir", "trainer", "memory_mb", "cache_dir")
 
 
 @dataclass(frozen=True)
@@ -153,13 +153,15 @@ def read_config(run_dir: Path) -> FitConfig:
     )
     reuse = raw.pop("reuse", {})
     for keys, where in (
-        (("dataset_dir", "embeddings_dir", "released", "out_dir"), raw),
+        (("dataset_dir", "embeddings_dir", "released", "out_dir", "cache_dir"), raw),
         (("features_dir",), content),
         (("warm_start", "teacher"), reuse),
     ):
         for key in keys:
             where[key] = Path(where[key]) if where.get(key) is not None else None
     raw["knock_outs"] = tuple(Path(one) for one in raw["knock_outs"])
+    for key in ("log_features", "item_sequences"):
+        raw[key] = tuple(raw.get(key) or ())
     train["debias"] = DebiasConfig(**train.get("debias", {}))
     train["position"] = PositionConfig(**train.get("position", {}))
     raw["tasks"] = {name: TaskConfig(**task) for name, task in raw.get("tasks", {}).items()}

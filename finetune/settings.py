@@ -11,9 +11,10 @@ from finetune.command_settings import PredictConfig as PredictConfig
 from finetune.command_settings import ReportConfig as ReportConfig
 from finetune.content_settings import ContentConfig
 from finetune.content_settings import check_setting as _check
+from finetune.input_settings import InputConfig as InputConfig
 from finetune.reuse_settings import ReuseConfig
 from finetune.rungs import parse_rung
-from finetune.task_settings import DebiasConfig, PositionConfig, TaskConfig, TaskWeights
+from finetune.task_settings import DebiasConfig, PositionConfig, TaskWeights
 from finetune.trainer_settings import TrainerConfig as TrainerConfig
 from finetune.trust_settings import TrustConfig
 
@@ -156,6 +157,10 @@ class TrainConfig:
     id_lr: float = 1.0e-3
     """Adam's learning rate for the embedding table."""
 
+    id_optimizer: Literal["sparse", "dense"] = "sparse"
+    """sparse: Adam on the table's rows that a batch reads, whatever the table's size (lazy Adam);
+    dense: Adam on the whole table every step. ZeRO needs dense."""
+
     id_l2: float = 1.0e-4
     """L2 penalty on the table's rows that a batch touches (Zhou et al. 2018, section 5.2)."""
 
@@ -169,6 +174,10 @@ class TrainConfig:
     id_dropout: float = 0.1
     """Share of user and item ids replaced by the unknown id while training, so that the unknown
     id is trained and a head does not lean on ids alone."""
+
+    negative_rate: float = 1.0
+    """Share of the negatives that an epoch trains on, drawn anew for each; predictions are
+    corrected for it (He et al. 2014, section 6.3)."""
 
     grad_clip_norm: float = 10.0
     """Largest gradient norm; 0 switches clipping off."""
@@ -193,43 +202,10 @@ class TrainConfig:
             value = getattr(self, key)
             _check(value >= 0, f"train.{key}", value, "0 or more")
         _check(0 <= self.id_dropout < 1, "train.id_dropout", self.id_dropout, "a share in [0, 1)")
+        ok = 0 < self.negative_rate <= 1
+        _check(ok, "train.negative_rate", self.negative_rate, "a share in (0, 1]")
         ok = self.id_epochs is None or self.id_epochs >= 1
         _check(ok, "train.id_epochs", self.id_epochs, "null or at least 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class InputConfig:
-    """What a run reads."""
-
-    dataset_dir: Path
-    """Dataset folder written by `python -m data_prep shard`."""
-
-    embeddings_dir: Path | None = None
-    """Folder written by `python -m pretrain embed`; needed by every rung but `none`."""
-
-    released: Path | None = None
-    """Released folder written by `python -m pretrain export`; needed by the rung `aligned`."""
-
-    allow_look_ahead: bool = False
-    """Accept a release that has seen events of the validation or test time. The report says so."""
-
-    history_length: int = 30
-    """Latest positive events strictly before an impression that are given to the head."""
-
-    multi_length: int = 8
-    """Values kept of a feature that is a list."""
-
-    min_count: int = 2
-    """Training impressions below which a value shares the unknown value's embedding."""
-
-    tasks: dict[str, TaskConfig] = field(default_factory=dict)
-    """Labels to learn, by name, such as {label: {}, is_like: {weight: 2}}; reports are about the
-    first one. Empty: the click alone, which is called `label`."""
-
-    def __post_init__(self) -> None:
-        for key in ("history_length", "multi_length", "min_count"):
-            value = getattr(self, key)
-            _check(value >= 1, key, value, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

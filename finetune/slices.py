@@ -44,10 +44,17 @@ def slice_text(name: str) -> str:
     return places.get(name) or SLICES[name]
 
 
+def slice_columns(dataset: Dataset) -> list[str]:
+    """The columns of impressions that `slice_masks` reads, so that no others are read for it."""
+    features = dataset.manifest.features
+    has_place = POSITION in features.context or POSITION in features.exposure
+    return ["user_row", "item_row", *([POSITION] if has_place else [])]
+
+
 def slice_masks(dataset: Dataset, impressions: pa.Table) -> dict[str, NDArray[np.bool_]]:
     """Membership of each impression, by slice; counts are those before `valid_start`.
 
-    `impressions` have `user_row`, `item_row` and their context features. A modality that every
+    `impressions` have the columns that `slice_columns` names. A modality that every
     item has, or none, and a position that is always the same, make no slice.
     """
     user_row_N = impressions["user_row"].to_numpy()
@@ -67,8 +74,7 @@ def slice_masks(dataset: Dataset, impressions: pa.Table) -> dict[str, NDArray[np
             has = pc.fill_null(dataset.items[column], False).to_numpy()
             if has.any() and not has.all():
                 masks["missing_" + column.removeprefix("has_")] = ~has[item_row_N]
-    features = dataset.manifest.features
-    if POSITION in features.context or POSITION in features.exposure:
+    if POSITION in slice_columns(dataset):
         place_N = impressions[POSITION].to_numpy(zero_copy_only=False)
         known_N = np.asarray(impressions[POSITION].is_valid())
         if known_N.any() and len(np.unique(place_N[known_N])) > 1:

@@ -126,12 +126,12 @@ def _learn_task(name: str, config: TaskConfig, *, kind: LabelType, data: CtrData
             f"tasks.{name}.loss: found {loss} of a {kind} label, expected "
             f"{'bce' if kind == 'binary' else 'mse, log1p_mse or ziln'}; correct it in the config"
         )
-    value_N = label_of(data.train, name).double()
-    task = Task(
-        name=name, loss=loss, weight=config.weight, rate=float((value_N > 0).double().mean())
-    )
+    label_N = label_of(data.train, name)
+    rate = int((label_N > 0).sum()) / len(label_N)
+    task = Task(name=name, loss=loss, weight=config.weight, rate=rate)
     if loss == "bce":
         return task
+    value_N = label_N.double()
     if loss in ("log1p_mse", "ziln") and bool((value_N < 0).any()):
         raise ValueError(
             f"tasks.{name}.loss: found {loss} and values down to {float(value_N.min()):g}, "

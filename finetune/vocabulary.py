@@ -7,8 +7,9 @@ Every categorical or multi field has its block of rows in one concatenated embed
 import dataclasses
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from finetune.counting import (
+    Moments,
+    ValueCounts,
+    integers_or_strings,
+    null_mask,
+    numbers,
+    one_array,
+)
+from finetune.hashing import hash_rows
 from finetune.input_checks import warn_of_values
 
 logger = logging.getLogger(__name__)
@@ -37,36 +47,45 @@ class CategoricalField:
     kind: Literal["categorical", "multi"]
     offset: int
     values: list[Any]
+    hash_buckets: int | None = None
+    """Rows that values are hashed into; null: `values` is the vocabulary."""
+    shares: str | None = None
+    """The field whose rows these are: a sequence of item ids reads the items' own."""
 
     @property
     def size(self) -> int:
         """Rows of the embedding table that belong to this field."""
-        return NUM_RESERVED + len(self.values)
+        return NUM_RESERVED + (self.hash_buckets or len(self.values))
 
     @property
     def unknown(self) -> int:
         """Row of a value that training did not see often enough."""
         return self.offset + UNKNOWN
 
+    @cached_property
+    def _value_set(self) -> pa.Array:
+        return pa.array(self.values)
+
     def encode(self, column: pa.Array | pa.ChunkedArray) -> NDArray[np.int32]:
         """Table rows of a column's values."""
-        column = _integers_or_strings(column)
-        if not self.values:
+        column = integers_or_strings(column)
+        if self.hash_buckets:
+            index = hash_rows(column, buckets=self.hash_buckets)
+        elif not self.values:
             index = np.full(len(column), -1, dtype=np.int64)
         else:
-            value_set = pa.array(self.values)
-            found = pc.index_in(column.cast(value_set.type), value_set=value_set)
+            found = pc.index_in(column.cast(self._value_set.type), value_set=self._value_set)
             index = pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int64)
         local = np.where(index < 0, UNKNOWN, index + NUM_RESERVED)
-        local[_null_mask(column)] = MISSING
+        local[null_mask(column)] = MISSING
         return np.asarray(self.offset + local, dtype=np.int32)
 
-    def encode_lists(self, column: pa.ChunkedArray, *, length: int) -> NDArray[np.int32]:
+    def encode_lists(self, column: pa.Array | pa.ChunkedArray, *, length: int) -> NDArray[np.int32]:
         """Table rows of the first `length` values of each list, [rows, length] with -1 padding.
 
         A missing or empty list holds the missing value once.
         """
-        array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        array = one_array(column)
         sizes = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
         flat = self.encode(array.flatten())
         starts = np.cumsum(sizes) - sizes
@@ -86,10 +105,12 @@ class NumericField:
     owner: Owner
     mean: float
     std: float
+    is_log: bool = False
+    """Whether mean and spread are those of sign(x) log(1 + |x|)."""
 
     def encode(self, column: pa.Array | pa.ChunkedArray) -> NDArray[np.float32]:
         """Standardised values; NaN where missing, infinite or not a number."""
-        x = _as_float64(column)
+        x = numbers(column, is_log=self.is_log)
         return np.asarray((x - self.mean) / self.std, dtype=np.float32)
 
 
@@ -104,7 +125,7 @@ class Vocabulary:
     @property
     def num_rows(self) -> int:
         """Rows of the concatenated embedding table."""
-        return sum(field.size for field in self.categorical)
+        return sum(field.size for field in self.categorical if field.shares is None)
 
     def named(self, name: str) -> CategoricalField:
         """The id field of this name."""
@@ -134,6 +155,106 @@ class Vocabulary:
         )
 
 
+Counts = dict[tuple[Owner, str], ValueCounts | Moments]
+"""What is counted of each owner's features, in the order of the matrices."""
+
+
+def start_counts(features: dict[Owner, dict[str, str]], *, log_features: Sequence[str]) -> Counts:
+    """Nothing counted yet.
+
+    Args:
+        features: Name and type (categorical, multi, numeric) of each owner's features.
+        log_features: Numeric ones whose logarithm is standardised.
+    """
+    counts: Counts = {}
+    for owner, types in features.items():
+        named: dict[str, str] = {ID_FIELDS[owner]: "categorical"} if owner in ID_FIELDS else {}
+        for name, kind in (named | types).items():
+            if kind == "numeric":
+                counts[owner, name] = Moments(is_log=name in log_features)
+            else:
+                counts[owner, name] = ValueCounts(is_list=kind == "multi")
+    return counts
+
+
+def vocabulary_of(
+    counts: Counts,
+    *,
+    min_count: int,
+    hash_buckets: Mapping[str, int],
+    hash_above: int | None,
+    item_sequences: Sequence[str],
+) -> Vocabulary:
+    """Give every field its rows of the table; the arguments are as in `InputConfig`."""
+    categorical: list[CategoricalField] = []
+    numeric: list[NumericField] = []
+    offset = 0
+    for (owner, name), counted in counts.items():
+        if isinstance(counted, Moments):
+            if counted.weight == 0:
+                logger.warning("%s feature %s: no training impression has a value", owner, name)
+            numeric.append(
+                NumericField(
+                    name=name,
+                    owner=owner,
+                    mean=counted.mean,
+                    std=counted.std,
+                    is_log=counted.is_log,
+                )
+            )
+            continue
+        buckets, values = hash_buckets.get(name), list[Any]()
+        if buckets is None and name not in item_sequences:
+            totals = counted.totals()
+            kept = totals.filter(pc.greater_equal(totals["weight"], min_count))["value"]
+            if name not in ID_FIELDS.values():
+                warn_of_values(
+                    totals["weight"].to_numpy(),
+                    owner=owner, name=name, num_values=len(kept), min_count=min_count,
+                )  # fmt: skip
+            if hash_above is not None and len(kept) > hash_above:
+                buckets = hash_above
+                logger.info("%s: %d values, hashed into %d rows", name, len(kept), buckets)
+            else:
+                values = kept.to_pylist()
+        categorical.append(
+            CategoricalField(
+                name=name,
+                owner=owner,
+                kind="multi" if counted.is_list else "categorical",
+                offset=offset,
+                values=values,
+                hash_buckets=buckets,
+            )
+        )
+        offset += categorical[-1].size if name not in item_sequences else 0
+    return Vocabulary(categorical=_shared(categorical, item_sequences), numeric=numeric)
+
+
+def _shared(fields: list[CategoricalField], names: Sequence[str]) -> list[CategoricalField]:
+    """Let sequences of items read the items' rows."""
+    if not names:
+        return fields
+    item = next(field for field in fields if field.name == ID_FIELDS["item"])
+    for name in names:
+        if not any(field.name == name and field.kind == "multi" for field in fields):
+            lists = [field.name for field in fields if field.kind == "multi"]
+            raise ValueError(
+                f"item_sequences: found {name}, expected features of type multi, which are {lists}"
+            )
+
+    def of_items(field: CategoricalField) -> CategoricalField:
+        return dataclasses.replace(
+            field,
+            shares=item.name,
+            offset=item.offset,
+            values=item.values,
+            hash_buckets=item.hash_buckets,
+        )
+
+    return [of_items(field) if field.name in names else field for field in fields]
+
+
 def build_vocabulary(
     features: dict[Owner, dict[str, str]],
     column: Callable[[Owner, str], pa.ChunkedArray],
@@ -141,7 +262,7 @@ def build_vocabulary(
     train_rows: dict[Owner, NDArray[np.integer]],
     min_count: int,
 ) -> Vocabulary:
-    """Learn values, means and spreads from the training impressions alone.
+    """Learn values, means and spreads from the training impressions of tables in memory.
 
     Args:
         features: Name and type (categorical, multi, numeric) of each owner's features.
@@ -149,86 +270,17 @@ def build_vocabulary(
         train_rows: Row of each owner's table for every training impression.
         min_count: Training impressions below which a value counts as unknown.
     """
-    categorical: list[CategoricalField] = []
-    numeric: list[NumericField] = []
-    offset = 0
-    for owner, types in features.items():
-        named: dict[str, str] = {ID_FIELDS[owner]: "categorical"} if owner in ID_FIELDS else {}
-        counts = np.bincount(train_rows[owner], minlength=1)
-        for name, kind in (named | types).items():
-            values = column(owner, name)
-            rows = np.flatnonzero(counts)
-            weights = counts[rows]
-            taken = values.take(pa.array(rows))
-            if kind == "numeric":
-                numeric.append(_fit_numeric(taken, weights, name=name, owner=owner))
-                continue
-            totals = _value_totals(taken, weights, is_list=kind == "multi")
-            kept = totals.filter(pc.greater_equal(totals["weight_sum"], min_count))
-            known = list(kept["value"].to_pylist())
-            if name not in ID_FIELDS.values():
-                warn_of_values(
-                    totals["weight_sum"].to_numpy(),
-                    owner=owner, name=name, num_values=len(known), min_count=min_count,
-                )  # fmt: skip
-            categorical.append(
-                CategoricalField(
-                    name=name,
-                    owner=owner,
-                    kind="multi" if kind == "multi" else "categorical",
-                    offset=offset,
-                    values=known,
-                )
-            )
-            offset += categorical[-1].size
-    return Vocabulary(categorical=categorical, numeric=numeric)
+    counts = start_counts(features, log_features=())
+    for (owner, name), counted in counts.items():
+        count_rows(counted, column(owner, name), np.bincount(train_rows[owner], minlength=1))
+    return vocabulary_of(
+        counts, min_count=min_count, hash_buckets={}, hash_above=None, item_sequences=()
+    )
 
 
-def _fit_numeric(
-    column: pa.ChunkedArray, weights: NDArray[np.integer], *, name: str, owner: Owner
-) -> NumericField:
-    x = _as_float64(column)
-    known = ~np.isnan(x)
-    if not known.any():
-        logger.warning("%s feature %s: no training impression has a value", owner, name)
-        return NumericField(name=name, owner=owner, mean=0.0, std=1.0)
-    mean = float(np.average(x[known], weights=weights[known]))
-    std = float(np.sqrt(np.average((x[known] - mean) ** 2, weights=weights[known])))
-    return NumericField(name=name, owner=owner, mean=mean, std=std if std > 0 else 1.0)
-
-
-def _value_totals(
-    column: pa.ChunkedArray, weights: NDArray[np.integer], *, is_list: bool
-) -> pa.Table:
-    """Distinct values in order, and the training impressions of each as weight_sum."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if is_list:
-        sizes = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
-        array, weights = array.flatten(), np.repeat(weights, sizes)
-    array = _integers_or_strings(array)
-    known = ~_null_mask(array)
-    table = pa.table({"value": array.filter(pa.array(known)), "weight": weights[known]})
-    return table.group_by("value").aggregate([("weight", "sum")]).sort_by("value")
-
-
-def _integers_or_strings(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """One array of integers or strings, the two types a JSON vocabulary keeps exactly."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    if pa.types.is_floating(array.type):
-        array = pc.if_else(pc.is_finite(array), array, None)  # not a value called "nan"
-    if pa.types.is_integer(array.type) or pa.types.is_boolean(array.type):
-        return array.cast(pa.int64())
-    return array.cast(pa.string())
-
-
-def _null_mask(array: pa.Array) -> NDArray[np.bool_]:
-    return np.asarray(pc.is_null(array).to_numpy(zero_copy_only=False), dtype=bool)
-
-
-def _as_float64(column: pa.Array | pa.ChunkedArray) -> NDArray[np.float64]:
-    """Numbers with NaN for whatever is missing or infinite."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    x = array.cast(pa.float64()).to_numpy(zero_copy_only=False)
-    return np.where(np.isfinite(x), x, np.nan)
+def count_rows(
+    counted: ValueCounts | Moments, column: pa.ChunkedArray, weights: NDArray[np.integer]
+) -> None:
+    """Count a table's column by how many training impressions are of each row."""
+    rows = np.flatnonzero(weights)
+    counted.add(column.take(pa.array(rows)), weights[rows])

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from finetune import run_folder
 from finetune.model import CtrModel
-from finetune.vocabulary import CategoricalField, Vocabulary
+from finetune.vocabulary import ID_FIELDS, CategoricalField, Vocabulary
 
-TABLE = "fields.table.weight"
+TABLES = ("fields.table.weight", "fields.table.first_order")
 
 
 def older_vocabulary(run_dir: Path) -> Vocabulary:
@@ -42,9 +42,24 @@ def grown_vocabulary(old: Vocabulary, new: Vocabulary) -> Vocabulary:
     grown: list[CategoricalField] = []
     offset = 0
     for one in new.categorical:
-        values = list(dict.fromkeys([*before[one.owner, one.name].values, *one.values]))
+        older = before[one.owner, one.name]
+        if (older.hash_buckets, older.shares) != (one.hash_buckets, one.shares):
+            raise ValueError(
+                f"reuse.warm_start: found {one.name} hashed into {one.hash_buckets} rows and "
+                f"sharing those of {one.shares}, expected {older.hash_buckets} and {older.shares} "
+                "as in the older run; correct hash_buckets, hash_above and item_sequences"
+            )
+        values = list(dict.fromkeys([*older.values, *one.values]))
         grown.append(dataclasses.replace(one, offset=offset, values=values))
-        offset += grown[-1].size
+        offset += 0 if one.shares else grown[-1].size
+    items = next((one for one in grown if one.name == ID_FIELDS["item"]), None)
+    if items is not None:
+        grown = [
+            dataclasses.replace(one, offset=items.offset, values=items.values)
+            if one.shares
+            else one
+            for one in grown
+        ]
     return Vocabulary(
         categorical=grown, numeric=[numbers[one.owner, one.name] for one in new.numeric]
     )
@@ -55,31 +70,45 @@ def take_over(model: CtrModel, vocabulary: Vocabulary, run_dir: Path) -> int:
 
     A new value starts as its field's unknown value, which the older run has trained.
     """
-    old_vocabulary = older_vocabulary(run_dir)
-    weights = load_file(run_dir / run_folder.WEIGHTS_FILE)
+    older, weights = older_vocabulary(run_dir), load_file(run_dir / run_folder.WEIGHTS_FILE)
+    return take_over_weights(model, vocabulary, weights, older=older, source=str(run_dir))
+
+
+def take_over_weights(
+    model: CtrModel,
+    vocabulary: Vocabulary,
+    weights: dict[str, Tensor],
+    *,
+    older: Vocabulary,
+    source: str,
+) -> int:
+    """The same from weights in memory; `source` says in an error whose they are."""
+    weights = dict(weights)
     own = model.state_dict()
     apart = [
         name
         for name in own.keys() | weights.keys()
-        if name != TABLE and (name not in own or name not in weights
-                              or own[name].shape != weights[name].shape)
+        if name not in own or name not in weights
+        or own[name].shape[name in TABLES :] != weights[name].shape[name in TABLES :]
     ]  # fmt: skip
-    if own[TABLE].shape[1] != weights[TABLE].shape[1]:
-        apart.append(TABLE)
     if apart:
         raise ValueError(
-            f"{run_dir}: found a model with other weights than this one ({', '.join(sorted(apart))}"
+            f"{source}: found a model with other weights than this one ({', '.join(sorted(apart))}"
             "), expected the same head, rung and tasks; correct the config, or start anew"
         )
-    weights[TABLE] = grown_table(weights[TABLE], old_vocabulary, vocabulary)
+    for name in TABLES:
+        if name in weights:
+            weights[name] = grown_table(weights[name], older, vocabulary)
     model.load_state_dict(weights)
-    return vocabulary.num_rows - old_vocabulary.num_rows
+    return vocabulary.num_rows - older.num_rows
 
 
 def grown_table(table_RO: Tensor, old: Vocabulary, new: Vocabulary) -> Tensor:
     """The rows of a grown vocabulary."""
     parts = []
     for before, after in zip(old.categorical, new.categorical, strict=True):
+        if after.shares:
+            continue
         parts.append(table_RO[before.offset : before.offset + before.size])
         unknown_1O = table_RO[before.unknown : before.unknown + 1]
         parts.append(unknown_1O.repeat(after.size - before.size, 1))

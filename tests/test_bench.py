@@ -17,12 +17,23 @@ SCRIPTS = (
     "loss_memory",
     "dedup_step",
     "debias",
+    "ctr_speed",
     "ctr_ladder",
     "ctr_parity",
     "video_ctr",
     "kuairand_multitask",
 )
-CASES = ("shard_cases", "load_cases", "load_sources", "shop_dataset", "loss_cases", "dedup_cases")
+CASES = (
+    "shard_cases",
+    "load_cases",
+    "load_sources",
+    "shop_dataset",
+    "loss_cases",
+    "dedup_cases",
+    "ctr_world",
+    "ctr_speed_cases",
+    "ctr_fuxictr",
+)
 
 
 @pytest.fixture
@@ -199,3 +210,34 @@ def test_every_debiased_loss_trains_on_a_part_and_on_the_whole() -> None:
     # Half of all pairs, each with a propensity of a half: weighing changes nothing.
     for loss in ("ips", "snips", "clipped_ips"):
         torch.testing.assert_close(found[loss], found["naive"], atol=1e-4, rtol=0)
+
+
+def test_the_ctr_world_is_a_function_of_its_seed_and_its_splits_differ() -> None:
+    ctr_world = importlib.import_module("ctr_world")
+    world = ctr_world.CtrWorld(num_rows=3_000, values=50, valid_rows=3_000)
+    (value_nF, label_n), (again_nF, _) = (next(world.chunks("train")) for _ in range(2))
+    assert (value_nF == again_nF).all()
+    assert (value_nF != next(world.chunks("valid"))[0]).any()
+    assert 0.1 < label_n.mean() < 0.5
+    counts = np.bincount(value_nF.ravel(), minlength=50)
+    assert counts[0] / counts[9] == pytest.approx(10, rel=0.2)  # Zipf's law
+
+
+def test_a_folder_of_the_ctr_world_is_a_dataset_that_a_run_reads(tmp_path: Path) -> None:
+    from data_prep.dataset import open_dataset
+    from finetune.data import CtrData
+    from finetune.settings import InputConfig
+
+    ctr_world = importlib.import_module("ctr_world")
+    world = ctr_world.CtrWorld(num_rows=500, values=30, valid_rows=100)
+    ctr_world.write_dataset(world, tmp_path / "dataset")
+    inputs = InputConfig(dataset_dir=tmp_path / "dataset", history_length=0, min_count=1)
+    data = CtrData.learn(open_dataset(inputs.dataset_dir), inputs)
+    value_nF, label_n = next(world.chunks("train"))
+    assert data.train.ids_NF.shape == (500, ctr_world.NUM_FIELDS)
+    assert data.train.label_N.tolist() == label_n.tolist()
+    fields = data.vocabulary.categorical
+    for column, field in enumerate(fields):
+        place = ctr_world.FIELDS.index(field.name)
+        known = [field.values[row - field.offset - 2] for row in data.train.ids_NF[:, column]]
+        assert known == value_nF[:, place].tolist()

@@ -96,13 +96,46 @@ def initialise(head: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
+class DeepPart(nn.Sequential):
+    """Layers one after the other; on a CPU in float32 the linear ones run in oneDNN.
+
+    torch multiplies float32 matrices by MKL, which leaves half of a CPU's width unused where the
+    CPU is not Intel's: oneDNN was up to twice as fast there, and its sums are as exact.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, width before] → [B, width after]."""
+        if not _onednn_helps(x):
+            for layer in self:
+                x = layer(x)
+            return x
+        for layer in self:
+            if isinstance(layer, nn.Linear):
+                x = x if x.is_mkldnn else x.to_mkldnn()
+            elif isinstance(layer, nn.Dropout) and (layer.p == 0 or not layer.training):
+                continue
+            elif x.is_mkldnn and not isinstance(layer, nn.ReLU):
+                x = x.to_dense()
+            x = layer(x)
+        return x.to_dense() if x.is_mkldnn else x
+
+
+def _onednn_helps(x: Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
 def deep_part(
     width: int,
     hidden: tuple[int, ...],
     *,
     config: HeadConfig,
     activation: type[nn.Module] | None = nn.ReLU,
-) -> nn.Sequential:
+) -> DeepPart:
     """Linear layers with dropout, without an output layer; no activation means Dice."""
     layers: list[nn.Module] = []
     for before, after in pairwise((width, *hidden)):
@@ -111,4 +144,4 @@ def deep_part(
             layers.append(nn.BatchNorm1d(after))
         layers.append(Dice(after) if activation is None else activation())
         layers.append(nn.Dropout(config.dropout))
-    return nn.Sequential(*layers)
+    return DeepPart(*layers)

@@ -3,18 +3,39 @@
 Shapes: B impressions, F fields, E width of a field.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from finetune.heads.base import Head, HeadInputs
 
 
+class _AllPairs(torch.autograd.Function):
+    """The sum of all pairs; autograd's own way would walk the fields nine times, this one five."""
+
+    @staticmethod
+    def forward(ctx: Any, fields_BFE: Tensor) -> Tensor:  # noqa: ANN401
+        sum_BE = fields_BFE.sum(1)
+        ctx.save_for_backward(fields_BFE, sum_BE)
+        squares_B = torch.linalg.vector_norm(fields_BFE.flatten(1), dim=1).square()
+        pairs_B: Tensor = (sum_BE.square().sum(1) - squares_B) / 2
+        return pairs_B
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_B: Tensor) -> Tensor:  # noqa: ANN401
+        """A field's derivative is the sum of all others."""
+        fields_BFE, sum_BE = ctx.saved_tensors
+        grad_B11 = grad_B[:, None, None]
+        return torch.addcmul(sum_BE[:, None] * grad_B11, fields_BFE, grad_B11, value=-1)
+
+
 def all_pairs(fields_BFE: Tensor) -> Tensor:
     """Σ_{i<j} <v_i, v_j> = (|Σ v|² - Σ |v|²) / 2, [B] (Rendle 2010, lemma 3.1)."""
-    square_of_sum_BE = fields_BFE.sum(1).square()
-    sum_of_squares_BE = fields_BFE.square().sum(1)
-    return (square_of_sum_BE - sum_of_squares_BE).sum(1) / 2
+    pairs_B: Tensor = _AllPairs.apply(fields_BFE)
+    return pairs_B
 
 
 class FM(Head):

@@ -21,6 +21,7 @@ import statistics
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +31,18 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent))
 import video_ctr
-from fuxictr_table import LabelledDataset, write_tables
+from fuxictr_table import write_tables
 from interleaved import Case, run_once
 from peer_environments import REQUIREMENTS, peer_python
 
 from data_prep.dataset import Dataset, open_dataset
 from data_prep.records import Split
 from finetune import run_folder
-from finetune.data import CtrData, read_split
+from finetune.data import CtrData
 from finetune.fit import Inputs, fit
 from finetune.metrics import auc
 from finetune.settings import FitConfig, HeadConfig, InputConfig, TrainConfig, TrainerConfig
+from finetune.task_settings import TaskConfig
 
 log = logging.getLogger("ctr_parity")
 
@@ -97,8 +99,6 @@ class Bench:
     bench_dir: Path
     dataset: Dataset
     tables: Path
-    inputs: dict[str, Inputs]
-    """Ours, by label."""
     splits: tuple[Split, ...]
     """Which are scored."""
 
@@ -111,20 +111,18 @@ class Bench:
         if not (tables / "feature_map.json").is_file():
             data = CtrData.learn(dataset, InputConfig(dataset_dir=dataset_dir))
             write_tables(data, tables, labels=LABELS)
-        return Bench(bench_dir, dataset, tables, {}, splits)
+        return Bench(bench_dir, dataset, tables, splits)
 
-    def inputs_of(self, label: str) -> Inputs:
-        """Our impressions with this label, read once."""
-        if label not in self.inputs:
-            dataset = LabelledDataset.of(self.dataset, LABELS[label])
-            config = InputConfig(dataset_dir=dataset.dir)
-            self.inputs[label] = Inputs(dataset, CtrData.learn(dataset, config))
-        return self.inputs[label]
+    @cached_property
+    def inputs(self) -> Inputs:
+        """Our impressions with all their labels, read once."""
+        return Inputs.open(InputConfig(dataset_dir=self.dataset.dir))
 
     def label_of(self, run: Run, split: Split) -> NDArray[np.float32]:
         """Labels of a split, in the order of the scores."""
-        table = read_split(self.inputs_of(run.label).dataset, split)
-        return table["label"].to_numpy().astype(np.float32)
+        column = LABELS[run.label]
+        table = self.dataset.impressions(split, columns=[column])
+        return table[column].to_numpy().astype(np.float32)
 
     def result(self, run: Run) -> dict[str, Any]:
         """What a run found, trained if it was not yet."""
@@ -146,6 +144,7 @@ class Bench:
         config = FitConfig(
             dataset_dir=self.dataset.dir,
             out_dir=path.with_suffix(""),
+            tasks={LABELS[run.label]: TaskConfig()},
             seed=run.seed,
             judged_on=self.splits[-1],  # type: ignore[arg-type]
             head=HeadConfig(
@@ -169,7 +168,7 @@ class Bench:
             trainer=TrainerConfig(accelerator="cpu", progress="none"),
         )
         start = time.process_time()
-        record = fit(config, self.inputs_of(run.label))
+        record = fit(config, self.inputs)
         return {
             "valid_auc": record["valid"]["val/auc"],
             f"{self.splits[-1]}_auc": record["test"]["auc"],

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.dataset import Dataset
 from data_prep.records import SPLITS, Split, whole_file
 from finetune.data import CtrData, Impressions
 from finetune.vocabulary import CategoricalField
@@ -45,7 +44,7 @@ def write_tables(data: CtrData, folder: Path, *, labels: dict[str, str]) -> None
         columns: dict[str, Column] = {}
         for name, spec, column in _fields(data, encoded):
             specs[name], columns[name] = spec, column
-        table = data.dataset.impressions(split)
+        table = data.dataset.impressions(split, columns=[*labels.values()])
         for name, source in labels.items():
             columns[name] = table[source].to_numpy().astype(np.float32)
         with whole_file(folder / f"{split}.npz") as path, path.open("wb") as file:
@@ -110,27 +109,3 @@ def _sequence(field: CategoricalField, rows_NM: NDArray[np.integer]) -> Spec:
 
 def _codes(field: CategoricalField, rows_NM: NDArray[np.integer]) -> NDArray[np.integer]:
     return np.where(rows_NM < 0, PADDING, rows_NM - field.offset + 1)
-
-
-class LabelledDataset(Dataset):
-    """A dataset whose `label` is another outcome of its impressions."""
-
-    label: str
-
-    @staticmethod
-    def of(dataset: Dataset, label: str) -> LabelledDataset:
-        """The same folder with this column as its label; histories stay those of the events."""
-        other = LabelledDataset(
-            folder=dataset.folder,
-            manifest=dataset.manifest,
-            items=dataset.items,
-            users=dataset.users,
-        )
-        object.__setattr__(other, "label", label)
-        return other
-
-    def impressions(self, split: Split) -> Any:  # noqa: ANN401 - an Arrow table
-        """One split's impressions with the other outcome as their label."""
-        table = super().impressions(split)
-        place = table.column_names.index("label")
-        return table.set_column(place, "label", table[self.label].cast("float32"))

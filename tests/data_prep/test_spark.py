@@ -169,3 +169,26 @@ def test_spark_reads_text_files_and_partitions_as_duckdb(
     manifest, _ = both(config, tmp_path / "out")
     assert manifest.counts["events"] == 40
     assert manifest.quarantine == {"items/null_id": 1}
+
+
+def test_spark_types_outcomes_and_sets_bad_ones_aside_as_duckdb(
+    small: "SmallWorld", tmp_path: Path
+) -> None:
+    shown = small.interactions | {
+        "click": [1, 0] * 20,
+        "like": [1, 0, 2, None] * 10,
+        "seconds": [-0.0, 2.5, float("nan"), float("inf"), None, *(0.1 * n for n in range(35))],
+        "place": [0.0, 1.5, -1.0, 3.0, 1e12, *(float(n % 7) for n in range(35))],
+        "chance": [0.0, 1.5, -0.1, float("nan"), 1e-40, *((1 + n) / 36 for n in range(35))],
+        "arm": [n % 2 for n in range(40)],
+    }
+    small.write()
+    pq.write_table(pa.table(shown), tmp_path / "shown.parquet")
+    columns = ImpressionColumns(
+        path=str(tmp_path / "shown.parquet"), time_unit="s", label="click",
+        labels={"like": "binary", "seconds": "numeric"},
+        position="place", propensity="chance", treatment="arm",
+    )  # fmt: skip
+    manifest, _ = both(small.config(impressions=columns), tmp_path / "out")
+    assert manifest.quarantine["impressions/not_a_label_like"] == 20
+    assert sum(manifest.quarantine.values()) > 20

@@ -15,12 +15,13 @@ import torch
 
 from data_prep.dataset import Dataset, open_dataset
 from finetune.batches import CtrTable
-from finetune.data import CtrData, read_split
+from finetune.data import CtrData
 from finetune.fit import fit
 from finetune.metrics import auc, gauc, log_loss
 from finetune.model import CtrModel
 from finetune.predict import predict
 from finetune.settings import FitConfig, PredictConfig
+from finetune.splits import read_split, split_pieces
 from finetune.vocabulary import MISSING, UNKNOWN
 
 Change = Callable[[pa.Table], pa.Table]
@@ -64,6 +65,25 @@ def test_labels_outside_0_and_1_are_refused(label: float | None, split: str, dam
     dataset = rewrite(damaged, f"ctr/{split}/*.parquet", set_first("label", label))
     with pytest.raises(ValueError, match=rf"ctr/{split}: found labels .*{label}.*expected 0 and 1"):
         read_split(dataset, split)
+
+
+def test_every_piece_of_a_split_is_checked_and_an_empty_one_is_none(damaged: Path) -> None:
+    path = next(damaged.glob("ctr/train/*.parquet"))
+    table = pq.read_table(path)
+    last = with_column(table, "label", pa.array([0.0] * (table.num_rows - 1) + [2.0], pa.float32()))
+    for one in (table, last):
+        with pq.ParquetWriter(path, one.schema) as writer:
+            for piece in (one.slice(0, 0), one.slice(0, 100), one.slice(100)):
+                writer.write_table(piece)
+        assert pq.ParquetFile(path).num_row_groups == 3
+        dataset = open_dataset(damaged)
+        if one is table:
+            assert read_split(dataset, "train").equals(table)
+        else:
+            pieces = split_pieces(dataset, "train")
+            assert [next(pieces).num_rows, next(pieces).num_rows] == [0, 100]
+            with pytest.raises(ValueError, match=r"ctr/train: found labels .*2\.0"):
+                next(pieces)
 
 
 @pytest.mark.parametrize("column", ["label", "item_row", "device"])

@@ -54,7 +54,7 @@ def test_an_unknown_key_is_refused(words: list[str], capsys: pytest.CaptureFixtu
         ("head.name", "wide_and_deep"),
         ("train.lr", "-1"),
         ("trust.exposure_k", "0"),
-        ("history_length", "0"),
+        ("history_length", "-1"),
     ],
 )
 def test_a_bad_value_names_its_key(

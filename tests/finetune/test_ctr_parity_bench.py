@@ -2,13 +2,16 @@
 
 import importlib
 import json
+import shutil
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from data_prep.dataset import Dataset
+from data_prep.dataset import Dataset, open_dataset
 from finetune.data import CtrData
 from finetune.settings import FitConfig
 
@@ -71,14 +74,31 @@ def test_the_history_is_ours_and_reads_the_table_of_the_items(
     assert list(specs).index("item_id") < list(specs).index(table.HISTORY)
 
 
-def test_another_outcome_is_the_label_and_histories_stay(
-    table: ModuleType, dataset: Dataset, fit_config: FitConfig
+def test_another_outcome_is_learnt_as_if_it_were_the_click(
+    parity: ModuleType, rich_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = table.LabelledDataset.of(dataset, "position")
-    shown = other.impressions("valid")
-    assert shown["label"].to_pylist() == dataset.impressions("valid")["position"].to_pylist()
-    assert shown.column_names == dataset.impressions("valid").column_names
-    assert (other.events().item_rows == dataset.events().item_rows).all()
+    """Of a head and a seed on the same impressions, once as a task and once as the very label."""
+    monkeypatch.setattr(parity, "LABELS", {"click": "label", "like": "like"})
+    relabelled = Path(shutil.copytree(rich_dir, tmp_path / "relabelled"))
+    for path in relabelled.glob("ctr/*/*.parquet"):
+        table = pq.read_table(path)
+        like = table["like"].cast(table.schema.field("label").type)
+        pq.write_table(table.set_column(table.column_names.index("label"), "label", like), path)
+    settings = parity.Settings(embedding_width=4, hidden=(8,), max_epochs=2)
+
+    def found(label: str, dataset_dir: Path) -> dict[str, Any]:
+        dataset = open_dataset(dataset_dir)
+        bench = parity.Bench(tmp_path / dataset_dir.name, dataset, tmp_path, splits=("valid",))
+        run = parity.Run(side="ours", label=label, head="din", seed=0, settings=settings)
+        column = parity.LABELS[label]
+        expected = pq.read_table(next(dataset_dir.glob("ctr/valid/*.parquet")))[column]
+        assert bench.label_of(run, "valid").tolist() == expected.to_pylist()
+        result: dict[str, Any] = bench.result(run)
+        return {key: value for key, value in result.items() if key != "cpu_s"}
+
+    like = found("like", rich_dir)
+    assert like == found("click", relabelled)
+    assert like["valid_auc"] != found("click", rich_dir)["valid_auc"]
 
 
 def test_the_outcome_has_a_difference_for_every_head_and_label(parity: ModuleType) -> None:
@@ -105,7 +125,7 @@ def test_the_outcome_has_a_difference_for_every_head_and_label(parity: ModuleTyp
 def test_a_finished_run_is_kept_and_one_of_other_settings_is_refused(
     parity: ModuleType, tmp_path: Path
 ) -> None:
-    bench = parity.Bench(tmp_path, dataset=None, tables=tmp_path, inputs={}, splits=("valid",))
+    bench = parity.Bench(tmp_path, dataset=None, tables=tmp_path, splits=("valid",))
     run = parity.Run(side="ours", label="is_click", head="din", seed=0, settings=parity.Settings())
     path = tmp_path / "ctr_parity" / "valid" / f"{run.name}.json"
     path.parent.mkdir(parents=True)

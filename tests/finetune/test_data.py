@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from data_prep.dataset import Dataset
-from finetune.batches import CtrTable, EvalBatches, TrainBatches, epoch_order
+from finetune.batches import CtrTable, EvalBatches, TrainBatches
 from finetune.content import Content, open_content
 from finetune.data import CtrData
 from finetune.heads import HEADS
 from finetune.model import CtrModel
+from finetune.order import epoch_order
 from finetune.settings import FitConfig, HeadConfig
 
 
@@ -143,7 +144,8 @@ def test_every_parameter_of_a_model_gets_a_gradient(
 
 def test_lr_has_one_weight_a_value(data: CtrData) -> None:
     model = CtrModel(HeadConfig(name="lr", embedding_width=16), data=data, content=None)
-    assert model.fields.table.weight.shape == (data.vocabulary.num_rows, 1)
+    assert model.fields.table.first_order.shape == (data.vocabulary.num_rows, 1)
+    assert model.fields.table.weight is None
     weights = sum(weight.numel() for weight in model.parameters())
     assert weights == data.vocabulary.num_rows + 3 * len(data.vocabulary.numeric) + 1
 
@@ -156,7 +158,7 @@ def test_a_head_is_told_where_the_ids_of_user_and_item_are(data: CtrData) -> Non
     for place, one in ((model.head.user_field, user), (model.head.item_field, item)):
         row_B = batch.ids_BF[:, place]
         assert ((row_B >= one.offset) & (row_B < one.offset + one.size)).all()
-        torch.testing.assert_close(inputs.fields_BFE[:, place], model.fields.table(row_B))
+        torch.testing.assert_close(inputs.fields_BFE[:, place], model.fields.table.lookup(row_B)[0])
     torch.testing.assert_close(inputs.fields_BFE[:, model.head.item_field], inputs.target_BH)
 
 
@@ -174,3 +176,34 @@ def test_projecting_distinct_items_once_equals_projecting_each(
     for place in range(history.shape[1]):
         expected = fields.item(item_IW[batch.history_BL[:, place].long()])
         torch.testing.assert_close(history[:, place], expected)
+
+
+def test_without_histories_there_is_one_field_less(dataset: Dataset, fit_config: FitConfig) -> None:
+    config = dataclasses.replace(fit_config, history_length=0)
+    without, with_history = CtrData.learn(dataset, config), CtrData.learn(dataset, fit_config)
+    models = [CtrModel(config.head, data=d, content=None) for d in (without, with_history)]
+    assert models[0].fields.num_fields == models[1].fields.num_fields - 1
+    batch = table_of(without).batch(torch.arange(16))
+    assert batch.history_BL.shape == (16, 0)
+    assert models[0](batch).logit_B.shape == (16,)
+    with pytest.raises(
+        ValueError, match="history_length: found 0, expected at least 1 for head din"
+    ):
+        CtrModel(HeadConfig(name="din"), data=without, content=None)
+
+
+@pytest.mark.parametrize("head", ["deepfm", "din"])
+def test_sparse_gradients_of_a_batch_are_the_dense_ones(
+    head: str, data: CtrData, fit_config: FitConfig
+) -> None:
+    gradients = []
+    for is_sparse in (True, False):
+        torch.manual_seed(0)
+        model = CtrModel(HeadConfig(name=head, embedding_width=4), data=data, content=None).eval()
+        model.fields.table.sparse_gradient = is_sparse
+        scored = model(table_of(data).batch(torch.arange(512)))
+        (scored.logit_B.square().sum() + scored.id_square_sum).backward()
+        gradients.append([table.grad for table in model.fields.table.tables])
+    for sparse, dense in zip(*gradients, strict=True):
+        assert sparse.is_sparse
+        torch.testing.assert_close(sparse.to_dense(), dense)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from finetune.batches import Batch
 from finetune.fields import FieldEmbedding
 from finetune.heads import HEADS, Head, HeadInputs, InputLayout, initialise
-from finetune.heads.base import Dice
+from finetune.heads.base import Dice, deep_part
+from finetune.heads.fm import all_pairs
 from finetune.metrics import auc
 from finetune.settings import HeadConfig, HeadName
 
@@ -562,3 +563,28 @@ def test_linear_layers_start_at_glorots_scale() -> None:
     assert linear.weight.std().item() == pytest.approx((2 / 500) ** 0.5, rel=0.02)
     assert (linear.bias == 0).all()
     assert head[1].weight.item() == 0.25  # what is no linear layer stays
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_deep_part_in_onednn_gives_the_values_and_gradients_of_plain_layers(
+    batch_norm: bool, dropout: float
+) -> None:
+    config = HeadConfig(name="deepfm", dropout=dropout, batch_norm=batch_norm)
+    x_BX = torch.randn(40, 6)
+    found = []
+    for plain in (False, True):
+        torch.manual_seed(0)
+        deep = deep_part(6, (8, 5), config=config)
+        x = x_BX.clone().requires_grad_()
+        torch.manual_seed(1)  # of dropout
+        out = nn.Sequential.forward(deep, x) if plain else deep(x)
+        out.sin().sum().backward()
+        found.append([out, x.grad, *(weight.grad for weight in deep.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_the_sum_of_all_pairs_has_the_gradient_that_differences_give() -> None:
+    fields = torch.randn(3, 4, 2, dtype=torch.float64, requires_grad=True)
+    torch.autograd.gradcheck(all_pairs, fields)

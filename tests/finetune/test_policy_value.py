@@ -1,19 +1,22 @@
 """A run as a policy on a log with propensities, and reports on several labels and on uplift."""
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from data_prep.dataset import open_dataset
 from finetune.cli import main
 from finetune.command_settings import OffPolicyConfig
 from finetune.fit import fit
+from finetune.ladder import ladder
 from finetune.policy_value import policy_value
 from finetune.report import report
-from finetune.settings import FitConfig, HeadConfig, ReportConfig
+from finetune.settings import FitConfig, HeadConfig, LadderConfig, ReportConfig
 from finetune.task_settings import TaskConfig
 
 DEEPFM = HeadConfig(name="deepfm", embedding_width=4, hidden=(8,))
@@ -101,3 +104,21 @@ def test_a_number_first_cannot_be_reported(rich_config: FitConfig) -> None:
     fit(config)
     with pytest.raises(ValueError, match="whose first task is a number"):
         page_of(config)
+
+
+def test_a_ladder_climbs_for_several_labels_and_refuses_a_number_first(
+    rich_config: FitConfig, tmp_path: Path
+) -> None:
+    shared = {
+        name: getattr(rich_config, name) for name in ("dataset_dir", "head", "train", "trainer")
+    }
+    config = LadderConfig(
+        **shared, out_dir=tmp_path / "ladder", rungs=("none",), seeds=(0, 1), num_resamples=10,
+        tasks={"label": TaskConfig(), "like": TaskConfig()},
+    )  # fmt: skip
+    console = Console(file=io.StringIO())
+    ladder(config, console=console)
+    page = (config.out_dir / "report.html").read_text()
+    assert "like, none" in page
+    with pytest.raises(ValueError, match="'seconds' first, which is a number"):
+        ladder(dataclasses.replace(config, tasks={"seconds": TaskConfig()}), console=console)

@@ -5,13 +5,16 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 
 from data_prep.dataset import open_dataset
 from finetune import run_folder
 from finetune.batches import CtrTable
+from finetune.cli import main
 from finetune.data import CtrData
 from finetune.fit import Inputs, fit
 from finetune.lifetime_value import ziln_loss
@@ -175,6 +178,21 @@ def test_a_scale_is_that_of_the_training_impressions(data: CtrData) -> None:
     assert bought.mean == pytest.approx(logs.mean().item())
 
 
+def test_the_start_of_linear_layers_leaves_a_models_tasks_at_their_rates(
+    rich_config: FitConfig, data: CtrData
+) -> None:
+    tasks = learn_tasks({"label": TaskConfig(), "like": TaskConfig()}, data)
+    model = CtrModel(rich_config.head, data=data, content=None, tasks=tasks)
+    last = [tower[-1] for tower in model.head.towers.towers]
+    assert [one.bias.tolist() for one in last] == [
+        pytest.approx(task.first_output) for task in tasks
+    ]
+    assert all(abs(one.first_output[0]) > 0.1 for one in tasks)
+    layer = model.head.bottom[0]
+    assert layer.weight.std().item() == pytest.approx((2 / sum(layer.weight.shape)) ** 0.5, rel=0.2)
+    assert (layer.bias == 0).all()
+
+
 def test_a_task_begins_at_the_rate_of_training(data: CtrData) -> None:
     like, bought = learn_tasks({"like": TaskConfig(), "bought": TaskConfig(loss="ziln")}, data)
     rate = label_of(data.train, "like").mean().item()
@@ -258,3 +276,32 @@ def test_the_record_is_json(rich_config: FitConfig) -> None:
     record = fit(config)
     written = json.loads((config.out_dir / "metrics.json").read_text())
     assert written["tasks"]["bought"]["gini"] == pytest.approx(record["tasks"]["bought"]["gini"])
+
+
+@pytest.mark.parametrize(
+    ("label", "value", "message"),
+    [
+        ("like", 2, "label like: found other values than 0 and 1"),
+        ("like", None, "label like: found other values than 0 and 1"),
+        ("seconds", float("nan"), "label seconds: found other values than finite numbers"),
+    ],
+)
+def test_labels_of_a_dataset_that_we_did_not_write_are_checked(
+    label: str, value: float | None, message: str, data: CtrData
+) -> None:
+    table = data.dataset.impressions("valid")
+    values = [value, *table[label].to_pylist()[1:]]
+    column = pa.array(values, pa.float32())
+    bad = table.set_column(table.column_names.index(label), label, column)
+    with pytest.raises(ValueError, match=message):
+        data.encode(bad)
+
+
+def test_the_command_prints_every_task(
+    rich_config: FitConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = dataclasses.replace(rich_config, tasks=TASKS)
+    (tmp_path / "fit.yaml").write_text(yaml.safe_dump(run_folder.plain(config)))
+    assert main(["fit", "--config", str(tmp_path / "fit.yaml"), "--train.max_epochs", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"{name}: {{" in printed for name in TASKS)

@@ -1,0 +1,83 @@
+"""report.html of daily training: one file, no script, nothing from elsewhere."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data_prep.figures import BLUE, GREY, RUST, house_style, new_figure, svg
+from data_prep.html_page import figure, page, section, table
+from data_prep.records import replace_file
+
+REPORT_FILE = "report.html"
+COLOURS = {"incremental": RUST, "retrained": BLUE, "stale": GREY}
+_SHOWN = {"auc": "AUC", "gauc": "GAUC", "logloss": "log loss", "calibration": "calibration",
+          "gini": "normalised Gini", "rmse": "RMSE"}  # fmt: skip
+
+
+def write_report(found: Mapping[str, Any], out_dir: Path) -> None:
+    """Write the page."""
+    names = {key: text for key, text in _SHOWN.items() if key in found["days"][0]}
+    modes = list(found["mean"])
+    text = page(
+        title=f"{found['dataset']}: day by day",
+        lead=[
+            f"{mode}: mean {_mean(found, mode, names)}, trained for "
+            f"{found['mean'][mode]['train_seconds']:.1f} s in all."
+            for mode in modes
+        ],
+        sections=[
+            section(
+                "Every day",
+                f"Each model is tested on a day before it learns from it. The first ones learnt "
+                f"{', '.join(found['first_days'])}.",
+                figure(_curves(found, names)),
+            ),
+            section(
+                "In figures", "", table(["day", *_headings(modes, names)], _rows(found, names))
+            ),
+        ],
+    )
+    replace_file(out_dir / REPORT_FILE, text.encode())
+
+
+def _mean(found: Mapping[str, Any], mode: str, names: Mapping[str, str]) -> str:
+    values = found["mean"][mode]
+    return ", ".join(f"{text} {values[key]:.4f}" for key, text in names.items())
+
+
+def _headings(modes: list[str], names: Mapping[str, str]) -> list[str]:
+    first = list(names)[:2]
+    return [f"{mode} {names[key]}" for mode in modes for key in first] + ["impressions"]
+
+
+def _rows(found: Mapping[str, Any], names: Mapping[str, str]) -> list[list[str]]:
+    first = list(names)[:2]
+    days: dict[str, dict[str, Any]] = {}
+    for row in found["days"]:
+        days.setdefault(row["day"], {})[row["mode"]] = row
+    return [
+        [
+            day,
+            *(f"{of_mode[mode][key]:.4f}" for mode in found["mean"] for key in first),
+            f"{next(iter(of_mode.values()))['impressions']:,}",
+        ]
+        for day, of_mode in days.items()
+    ]
+
+
+def _curves(found: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    """The first two figures over the days, a line a mode."""
+    with house_style():
+        drawing, both = new_figure(9, 3.2, columns=2)
+        for axes, key in zip(both, list(names)[:2], strict=True):
+            for mode in found["mean"]:
+                rows = [row for row in found["days"] if row["mode"] == mode]
+                axes.plot(
+                    [row["day"][5:] for row in rows],
+                    [row[key] for row in rows],
+                    "o-", ms=3, lw=1.3, color=COLOURS[mode], label=mode,
+                )  # fmt: skip
+            axes.set(title=f"{names[key]} on the next day")
+            axes.tick_params(axis="x", rotation=45)
+        both[0].legend(frameon=False)
+        return svg(drawing)
