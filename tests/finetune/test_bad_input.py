@@ -204,7 +204,7 @@ def test_numbers_that_are_none_read_the_missing_vector(
     table = CtrTable(data.train, data.users, data.items, None)
     model = CtrModel(fit_config.head, data=data, content=None)
     torch.nn.init.normal_(model.fields.numeric.missing_KO)
-    inputs, _ = model.fields(table.batch(torch.arange(5)))
+    inputs, *_ = model.fields(table.batch(torch.arange(5)))
     missing = model.fields.numeric.missing_KO[column, : inputs.fields_BFE.shape[2]]
     read = (inputs.fields_BFE - missing).abs().sum(-1) < 1e-6
     assert read[:4].any(1).all()
