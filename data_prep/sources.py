@@ -145,6 +145,8 @@ class Source:
 
     def features(self, features: dict[str, FeatureType]) -> dict[str, "ir.Column"]:
         """Feature columns as float64, string or list of string."""
+        import ibis
+
         typed: dict[str, ir.Column] = {}
         for name, kind in features.items():
             column = self.column(name, setting="features")
@@ -160,7 +162,12 @@ class Source:
                     f"{self.path}: column {name!r} holds {found}, expected something "
                     f"{kind} for {self.setting}.features; choose another type or convert it"
                 )
-            typed[name] = column.cast(target)
+            if kind == "categorical" and found.is_floating():
+                # A number that is none is missing, and no value called "nan".
+                typed[name] = ibis.ifelse(column * 0 == 0, column.cast(target), ibis.null())
+                typed[name] = typed[name].cast(target)
+            else:
+                typed[name] = column.cast(target)
         return typed
 
 

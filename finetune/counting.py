@@ -97,6 +97,8 @@ def integers_or_strings(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     array = one_array(column)
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
+    if pa.types.is_floating(array.type):
+        array = pc.if_else(pc.is_finite(array), array, None)  # not a value called "nan"
     if pa.types.is_integer(array.type) or pa.types.is_boolean(array.type):
         return array.cast(pa.int64())
     return array.cast(pa.string())

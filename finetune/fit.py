@@ -25,6 +25,8 @@ from finetune.content import Content, ContentFeatures, open_content
 from finetune.content_settings import ContentConfig
 from finetune.data import CtrData, Impressions
 from finetune.evaluation import Tested, evaluate
+from finetune.groups import check_group_features, group_columns
+from finetune.input_checks import check_classes
 from finetune.knock_outs import knock_outs
 from finetune.make import train_make
 from finetune.model import CtrModel
@@ -33,7 +35,8 @@ from finetune.objective import Objective
 from finetune.reuse import reuse
 from finetune.settings import FitConfig, InputConfig
 from finetune.slices import slice_columns, slice_masks
-from finetune.tasks import as_json, learn_tasks
+from finetune.tasks import as_json, check_task_classes, learn_tasks
+from finetune.trust_record import trust_record
 from finetune.warm_start import grown_vocabulary, older_vocabulary
 from pretrain.look_ahead import looks_ahead
 
@@ -89,10 +92,12 @@ def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
     started = time.monotonic()
     keep_freed_memory()
     inputs = inputs or Inputs.open(config)
+    check_group_features(config.trust, inputs.dataset)
     content, train, valid = inputs.tables(config)
     quiet_lightning()
     torch.manual_seed(config.seed)
     tasks = learn_tasks(config.tasks, inputs.data)
+    check_task_classes(tasks, inputs.data, monitor=config.train.monitor)
     model = CtrModel(
         config.head,
         data=inputs.data,
@@ -118,9 +123,9 @@ def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
 
     opened_before = inputs.data.test_opened
     judged = inputs.data.valid if config.judged_on == "valid" else inputs.data.open_test()
-    columns = slice_columns(inputs.dataset)
-    shown = inputs.dataset.impressions(config.judged_on, columns=columns)
-    masks = slice_masks(inputs.dataset, shown)
+    columns = [*slice_columns(inputs.dataset), *group_columns(config.trust, inputs.dataset)]
+    impressions = inputs.dataset.impressions(config.judged_on, columns=list(dict.fromkeys(columns)))
+    masks = slice_masks(inputs.dataset, impressions)
 
     def judge(of: Content | None) -> Tested:
         features = of.features(inputs.data, judged) if of else None
@@ -134,6 +139,22 @@ def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
             config, model, dataset=inputs.dataset, content=content, made=inputs.made
         )
     }
+    trust: dict[str, Any] = {}
+    if tasks[0].is_binary:
+        label_N = tested.columns["label"]
+        where = f"{inputs.dataset.dir}/ctr/{config.judged_on}"
+        check_classes(label_N, where=where, refuse=False)
+        trust = trust_record(
+            config.trust,
+            model,
+            dataset=inputs.dataset,
+            impressions=impressions,
+            slices=masks,
+            label_N=label_N,
+            score_N=tested.columns["score"],
+            content=content,
+            rescore=lambda other: judge(other).columns["score"],
+        )
     record = {
         "run_version": run_folder.RUN_VERSION,
         "fingerprint": run_folder.fingerprint(config),
@@ -144,6 +165,7 @@ def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
         "test": tested.figures,
         "counts": tested.counts,
         "knock_outs": knocked_out,
+        "trust": trust,
         "make": made,
         "valid": module.history[best_epoch - 1],
         "best_epoch": best_epoch,

@@ -13,6 +13,17 @@ Floats = NDArray[np.float64]
 _PROBABILITY_FLOOR = 1e-7  # a float32 sigmoid reaches 0 and 1, whose log loss would be infinite
 
 
+def _check_scores(score_N: NDArray[np.floating]) -> None:
+    """Refuse scores that are not numbers, which a sort would put above all others."""
+    unknown = int(np.isnan(score_N).sum())
+    if unknown:
+        raise ValueError(
+            f"scores: found {unknown} of {len(score_N)} that are not a number, expected "
+            "probabilities; training diverged: lower train.lr and train.id_lr, or set "
+            "train.grad_clip_norm"
+        )
+
+
 def average_ranks(score_N: NDArray[np.floating]) -> Floats:
     """Rank of each score from 1, ties sharing the mean of their ranks."""
     _, inverse, counts = np.unique(score_N, return_inverse=True, return_counts=True)
@@ -26,6 +37,7 @@ def auc(label_N: NDArray[np.floating], score_N: NDArray[np.floating]) -> float:
     By ranks (Mann and Whitney 1947): (sum of the clicks' ranks - P(P+1)/2) / (P Q). NaN when one
     of the two classes is missing.
     """
+    _check_scores(score_N)
     clicked = label_N > 0.5
     num_pos = int(clicked.sum())
     num_neg = len(label_N) - num_pos
@@ -53,6 +65,7 @@ def per_user_auc(
 
     One sort for all: within a user, ranks are global ranks minus the user's first.
     """
+    _check_scores(score_N)
     users, user_index_N = np.unique(user_N, return_inverse=True)
     _, score_rank_N = np.unique(score_N, return_inverse=True)
     order_N = np.lexsort((score_rank_N, user_index_N))

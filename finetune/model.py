@@ -14,7 +14,7 @@ from finetune.content import Content
 from finetune.content_fields import ContentFields
 from finetune.data import CtrData
 from finetune.fields import FieldEmbedding
-from finetune.heads import HEADS, TASK_HEADS, Head, InputLayout, TaskHead
+from finetune.heads import HEADS, TASK_HEADS, Head, InputLayout, TaskHead, initialise
 from finetune.order import corrected_logit_shift
 from finetune.settings import HeadConfig
 from finetune.tasks import CLICK_TASK, Task
@@ -99,9 +99,11 @@ class CtrModel(nn.Module):
         self.head: Head | TaskHead
         if issubclass(head, TaskHead):
             self.head = head(config, layout, num_outputs=num_outputs)
+            initialise(self.head)
             self.head.begin_at([task.first_output for task in self.tasks])
         elif num_outputs == [1]:
             self.head = head(config, layout)
+            initialise(self.head)
         else:
             raise ValueError(
                 f"head.name: found {config.name}, which has one output, with the tasks "

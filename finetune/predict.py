@@ -83,8 +83,9 @@ def read_impressions(
         )
     if given.num_rows == 0:
         raise ValueError(f"{path}: found no rows, expected impressions to score")
-    user_N = _rows_of(given["user_id"], dataset.users["user_id"])
-    item_N = _rows_of(given["item_id"], dataset.items["item_id"])
+    _check_types(path, given, vocabulary)
+    user_N = _rows_of(path, given["user_id"], dataset.users["user_id"], name="user_id")
+    item_N = _rows_of(path, given["item_id"], dataset.items["item_id"], name="item_id")
     if (item_N < 0).any():
         unknown = given["item_id"].filter(pa.array(item_N < 0))
         raise ValueError(
@@ -105,10 +106,38 @@ def read_impressions(
     return given, encoded
 
 
-def _rows_of(ids: pa.ChunkedArray, known: pa.ChunkedArray) -> NDArray[np.int64]:
+def _check_types(path: Path, given: pa.Table, vocabulary: Vocabulary) -> None:
+    """Refuse context columns that are not of the kind that the run was trained on."""
+    kinds = {one.name: "numbers" for one in vocabulary.numeric if one.owner == "context"}
+    for one in vocabulary.categorical:
+        if one.owner == "context":
+            kinds[one.name] = "lists" if one.kind == "multi" else "single values"
+    for name, kind in kinds.items():
+        found = given.schema.field(name).type
+        is_list = pa.types.is_list(found) or pa.types.is_large_list(found)
+        is_number = pa.types.is_integer(found) or pa.types.is_floating(found)
+        is_number |= pa.types.is_boolean(found) or pa.types.is_null(found)
+        fits = {"numbers": is_number, "lists": is_list, "single values": not is_list}[kind]
+        if not fits:
+            raise ValueError(
+                f"{path}: found column {name} of type {found}, expected {kind}, as the run was "
+                "trained on; convert it"
+            )
+
+
+def _rows_of(
+    path: Path, ids: pa.ChunkedArray, known: pa.ChunkedArray, *, name: str
+) -> NDArray[np.int64]:
     """Row of each id in the catalogue, -1 where it is not there."""
     value_set = known.combine_chunks()
-    found = pc.index_in(ids.combine_chunks().cast(value_set.type), value_set=value_set)
+    try:
+        typed = ids.combine_chunks().cast(value_set.type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ValueError(
+            f"{path}: found column {name} of type {ids.type}, expected {value_set.type} as in the "
+            f"dataset ({error}); convert it"
+        ) from error
+    found = pc.index_in(typed, value_set=value_set)
     return np.asarray(pc.fill_null(found, -1).to_numpy(zero_copy_only=False), dtype=np.int64)
 
 

@@ -20,6 +20,7 @@ from finetune.run_folder import Run
 from finetune.rungs import parse_rung
 from finetune.settings import ReportConfig
 from finetune.slices import slice_text
+from finetune.trust_page import summary_json, trust_sections, trust_summary
 from finetune.verdict import overfitting, verdict
 from pretrain.item_map import item_map, principal_directions
 
@@ -74,7 +75,12 @@ def write_report(
     sentences = verdict(comparison)
     is_single = out_dir in run_dirs
     if not is_single:  # a single run's own metrics.json says what the run found
-        facts = {"head": heads[0], "verdict": sentences, "protocol": _protocol(comparison)}
+        facts = {
+            "head": heads[0],
+            "verdict": sentences,
+            "protocol": _protocol(comparison),
+            "trust": summary_json(trust_summary(comparison)),
+        }
         content = comparison.as_json() | facts
         run_folder.write_json(content, out_dir / run_folder.METRICS_FILE)
     page = _page(
@@ -134,7 +140,14 @@ def _page(
     return page(
         title=f"{dataset.manifest.name}: does pre-training help?",
         lead=sentences or ["There is nothing to compare the rungs with."],
-        sections=[side_by_side, *tasks_section(comparison), *drawings, *_blind(comparison), how],
+        sections=[
+            side_by_side,
+            *tasks_section(comparison),
+            *drawings,
+            *_blind(comparison),
+            *trust_sections(trust_summary(comparison)),
+            how,
+        ],
     )
 
 

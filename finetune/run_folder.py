@@ -35,8 +35,9 @@ from finetune.reuse_settings import ReuseConfig
 from finetune.rungs import parse_rung
 from finetune.settings import FitConfig, HeadConfig, TrainConfig, TrainerConfig
 from finetune.task_settings import DebiasConfig, PositionConfig, TaskConfig
+from finetune.trust_settings import TrustConfig
 
-RUN_VERSION = 2
+RUN_VERSION = 3
 CONFIG_FILE, METRICS_FILE, HISTORY_FILE = "config.yaml", "metrics.json", "history.csv"
 PREDICTIONS_FILE, WEIGHTS_FILE = "predictions.parquet", "model.safetensors"
 VOCABULARY_FILE, CONTENT_FILE = "vocabulary.json", "content.safetensors"
@@ -149,7 +150,9 @@ def read_config(run_dir: Path) -> FitConfig:
             f"{run_dir}: found no {CONFIG_FILE}, expected a run folder; run python -m finetune fit"
         )
     raw = yaml.safe_load(path.read_text())
-    head, content, train = (_tuples(raw.pop(key)) for key in ("head", "content", "train"))
+    head, content, train, trust = (
+        _tuples(raw.pop(key)) for key in ("head", "content", "train", "trust")
+    )
     reuse = raw.pop("reuse", {})
     for keys, where in (
         (("dataset_dir", "embeddings_dir", "released", "out_dir", "cache_dir"), raw),
@@ -168,6 +171,7 @@ def read_config(run_dir: Path) -> FitConfig:
         head=HeadConfig(**head),
         train=TrainConfig(**train),
         content=ContentConfig(**content),
+        trust=TrustConfig(**trust),
         trainer=TrainerConfig(**raw.pop("trainer")),
         reuse=ReuseConfig(**reuse),
         **raw,

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from data_prep.dataset import Dataset
 from data_prep.records import SPLITS
 from data_prep.records import Split as SplitName
+from finetune.input_checks import check_split
 
 
 def check_splits(dataset: Dataset) -> None:
@@ -28,16 +28,11 @@ def _check_not_empty(dataset: Dataset, split: SplitName, num_impressions: int) -
 
 
 def split_pieces(dataset: Dataset, split: SplitName) -> Iterator[pa.Table]:
-    """One split's impressions in pieces; refuses an empty split and labels that are no clicks."""
+    """One split's impressions in pieces; refuses an empty split and what `check_split` refuses."""
     num_rows = 0
     for table in dataset.impression_pieces(split):
         num_rows += table.num_rows
-        labels = pc.unique(table["label"]).to_pylist()
-        if not set(labels) <= {0.0, 1.0}:
-            raise ValueError(
-                f"{dataset.dir}/ctr/{split}: found labels {sorted(map(str, labels))[:5]}, expected "
-                "0 and 1; set impressions.positive_from and re-run python -m data_prep shard"
-            )
+        check_split(table, dataset, split)
         yield table
     _check_not_empty(dataset, split, num_rows)
 

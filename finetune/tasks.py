@@ -18,6 +18,7 @@ from torch import Tensor
 from data_prep.dataset import Dataset
 from data_prep.records import LabelType
 from finetune.data import CtrData, Impressions
+from finetune.input_checks import check_classes
 from finetune.lifetime_value import ziln_errors, ziln_log_mean
 from finetune.run_folder import TASKS_FILE
 from finetune.task_settings import CLICK, TaskConfig
@@ -143,6 +144,23 @@ def _learn_task(name: str, config: TaskConfig, *, kind: LabelType, data: CtrData
     value_N = torch.log1p(value_N) if loss == "log1p_mse" else value_N
     std = float(value_N.std(correction=0))
     return dataclasses.replace(task, mean=float(value_N.mean()), std=std if std > 0 else 1.0)
+
+
+def check_task_classes(tasks: Sequence[Task], data: CtrData, *, monitor: str | None) -> None:
+    """Refuse a binary label of one class in validation, where it alone says when to stop.
+
+    Args:
+        tasks: what is learnt.
+        data: where the validation impressions are.
+        monitor: the label that the epoch is chosen by; None: all that have both classes.
+    """
+    for task in tasks:
+        if not task.is_binary:
+            continue
+        name = "" if task.name == CLICK else f", {task.name}"
+        alone = len(tasks) == 1 or monitor == task.name
+        label_N = label_of(data.valid, task.name).numpy()
+        check_classes(label_N, where=f"{data.dataset.dir}/ctr/valid{name}", refuse=alone)
 
 
 def as_json(tasks: Sequence[Task]) -> dict[str, Any]:

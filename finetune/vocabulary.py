@@ -27,6 +27,7 @@ from finetune.counting import (
     one_array,
 )
 from finetune.hashing import hash_rows
+from finetune.input_checks import warn_of_values
 
 logger = logging.getLogger(__name__)
 
@@ -206,6 +207,11 @@ def vocabulary_of(
         if buckets is None and name not in item_sequences:
             totals = counted.totals()
             kept = totals.filter(pc.greater_equal(totals["weight"], min_count))["value"]
+            if name not in ID_FIELDS.values():
+                warn_of_values(
+                    totals["weight"].to_numpy(),
+                    owner=owner, name=name, num_values=len(kept), min_count=min_count,
+                )  # fmt: skip
             if hash_above is not None and len(kept) > hash_above:
                 buckets = hash_above
                 logger.info("%s: %d values, hashed into %d rows", name, len(kept), buckets)

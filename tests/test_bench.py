@@ -19,6 +19,7 @@ SCRIPTS = (
     "debias",
     "ctr_speed",
     "ctr_ladder",
+    "ctr_parity",
     "video_ctr",
     "kuairand_multitask",
 )

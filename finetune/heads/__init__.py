@@ -4,7 +4,7 @@ Heads of several labels (`TASK_HEADS`) give the outputs of every task side by si
 """
 
 from finetune.heads.autoint import AutoInt
-from finetune.heads.base import Head, HeadInputs, InputLayout
+from finetune.heads.base import Head, HeadInputs, InputLayout, initialise
 from finetune.heads.bst import BST
 from finetune.heads.dcnv2 import DCNv2
 from finetune.heads.deepfm import DeepFM
@@ -45,4 +45,12 @@ TASK_HEADS: dict[TaskHeadName, type[TaskHead]] = {
     "two_arms": TwoArms,
 }
 
-__all__ = ["HEADS", "TASK_HEADS", "Head", "HeadInputs", "InputLayout", "TaskHead"]
+__all__ = [
+    "HEADS",
+    "TASK_HEADS",
+    "Head",
+    "HeadInputs",
+    "InputLayout",
+    "TaskHead",
+    "initialise",
+]

@@ -82,6 +82,20 @@ class Dice(nn.Module):
         return out
 
 
+def initialise(head: nn.Module) -> None:
+    """Start linear layers at Glorot's scale (Glorot and Bengio 2010, eq. 16), biases at zero.
+
+    Vectors of fields are small at first, and torch's own start, whose variance is a third of
+    1 / inputs, makes them smaller layer by layer: with the one epoch that ids allow, heads on
+    video-ctr then end 0.001 AUC lower on validation.
+    """
+    for module in head.modules():
+        if type(module) is nn.Linear:  # not the output layer inside MultiheadAttention
+            nn.init.xavier_normal_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
 class DeepPart(nn.Sequential):
     """Layers one after the other; on a CPU in float32 the linear ones run in oneDNN.
 

@@ -284,3 +284,11 @@ def test_an_unset_variable_in_a_path_is_an_error(small: "SmallWorld") -> None:
     columns = dataclasses.replace(small.config().items, path="${NOT_SET_ANYWHERE}/items.parquet")
     with pytest.raises(ValueError, match=r"items.path: found .* \$\{NOT_SET_ANYWHERE\} is not set"):
         small.shard(items=columns)
+
+
+def test_a_categorical_number_that_is_none_is_missing(small: "SmallWorld", tmp_path: Path) -> None:
+    users = pa.table({"user_id": [10, 20, 30], "size": [1.5, float("nan"), float("inf")]})
+    pq.write_table(users, tmp_path / "users.parquet")
+    columns = UserColumns(path=str(tmp_path / "users.parquet"), features={"size": "categorical"})
+    dataset = open_dataset(small.shard(users=columns))
+    assert dataset.users["size"].to_pylist() == ["1.5", None, None, None]

@@ -16,6 +16,7 @@ from finetune.debiased_training import Debiasing, DoublyRobust, item_propensitie
 from finetune.drawn_pairs import DrawnPairs
 from finetune.fit import Inputs, fit
 from finetune.model import CtrModel
+from finetune.run_folder import Run
 from finetune.settings import FitConfig, HeadConfig
 from finetune.task_settings import DebiasConfig, PositionConfig, TaskConfig
 from finetune.tasks import CLICK_TASK
@@ -58,8 +59,9 @@ DEBIASED = [
 @pytest.mark.parametrize("debias", DEBIASED, ids=lambda one: f"{one.loss}-{one.propensity}")
 def test_a_run_learns_by_every_debiased_loss(debias: DebiasConfig, one_label: FitConfig) -> None:
     config = training(one_label, debias=debias, max_epochs=4, lr=2e-2, id_lr=2e-2)
-    record = fit(config)
-    assert record["valid"]["train/auc"] > 0.52
+    fit(config)
+    # Of the last epoch: the best one by validation may be the first, which has learnt little.
+    assert Run.load(config.out_dir).history[-1]["train/auc"] > 0.58
     weights = pq.read_table(config.out_dir / "predictions.parquet")["score"].to_numpy()
     plain = training(one_label, max_epochs=4)
     fit(dataclasses.replace(plain, out_dir=one_label.out_dir.parent / "plain"))

@@ -53,6 +53,7 @@ def test_an_unknown_key_is_refused(words: list[str], capsys: pytest.CaptureFixtu
         ("rung", "best"),
         ("head.name", "wide_and_deep"),
         ("train.lr", "-1"),
+        ("trust.exposure_k", "0"),
         ("history_length", "-1"),
     ],
 )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from finetune.batches import Batch
 from finetune.fields import FieldEmbedding
-from finetune.heads import HEADS, Head, HeadInputs, InputLayout
+from finetune.heads import HEADS, Head, HeadInputs, InputLayout, initialise
 from finetune.heads.base import Dice, deep_part
 from finetune.heads.fm import all_pairs
 from finetune.metrics import auc
@@ -553,6 +553,16 @@ def test_dice_is_prelu_with_a_gate_that_follows_the_batch() -> None:
         dice.alpha += 0.3
     gate = torch.sigmoid((s - s.mean(0)) / s.std(0, correction=0))
     torch.testing.assert_close(dice(s), gate * s + (1 - gate) * 0.3 * s)
+
+
+def test_linear_layers_start_at_glorots_scale() -> None:
+    torch.manual_seed(0)
+    head = torch.nn.Sequential(torch.nn.Linear(300, 200), torch.nn.PReLU())
+    initialise(head)
+    linear = head[0]
+    assert linear.weight.std().item() == pytest.approx((2 / 500) ** 0.5, rel=0.02)
+    assert (linear.bias == 0).all()
+    assert head[1].weight.item() == 0.25  # what is no linear layer stays
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])

@@ -86,7 +86,7 @@ def test_the_report_is_one_file_without_script_or_outside_links(
     assert "url(http" not in page
     headings = re.findall("<h2>(.*?)</h2>", page)
     assert {"The ladder", "Calibration", "Map of the items", "Pre-training"} <= set(headings)
-    assert checker.tags.count("svg") == 6
+    assert checker.tags.count("svg") == 9
     assert "With 2 seeds a rung" in page
 
 

@@ -178,6 +178,21 @@ def test_a_scale_is_that_of_the_training_impressions(data: CtrData) -> None:
     assert bought.mean == pytest.approx(logs.mean().item())
 
 
+def test_the_start_of_linear_layers_leaves_a_models_tasks_at_their_rates(
+    rich_config: FitConfig, data: CtrData
+) -> None:
+    tasks = learn_tasks({"label": TaskConfig(), "like": TaskConfig()}, data)
+    model = CtrModel(rich_config.head, data=data, content=None, tasks=tasks)
+    last = [tower[-1] for tower in model.head.towers.towers]
+    assert [one.bias.tolist() for one in last] == [
+        pytest.approx(task.first_output) for task in tasks
+    ]
+    assert all(abs(one.first_output[0]) > 0.1 for one in tasks)
+    layer = model.head.bottom[0]
+    assert layer.weight.std().item() == pytest.approx((2 / sum(layer.weight.shape)) ** 0.5, rel=0.2)
+    assert (layer.bias == 0).all()
+
+
 def test_a_task_begins_at_the_rate_of_training(data: CtrData) -> None:
     like, bought = learn_tasks({"like": TaskConfig(), "bought": TaskConfig(loss="ziln")}, data)
     rate = label_of(data.train, "like").mean().item()
