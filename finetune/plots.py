@@ -112,9 +112,10 @@ def slices_figure(comparison: Comparison) -> str:
                      label=rung)  # fmt: skip
             axes.errorbar(places, values, yerr=[low, high], fmt="none", ecolor="#374151",
                           elinewidth=0.9, capsize=2)  # fmt: skip
-        labels = [
-            f"{label}\n{comparison.counts['impressions' + metric.removeprefix('auc')]:,}"
-            for metric, label in names.items()
+        counts = [comparison.counts["impressions" + name.removeprefix("auc")] for name in names]
+        labels = [  # a word a line, so that many slices do not run into each other
+            "\n".join([*label.split(" "), f"{count:,}"])
+            for label, count in zip(names.values(), counts, strict=True)
         ]
         axes.set_xticks(range(len(names)), labels)
         axes.set(ylabel="AUC (0.5: chance)")
