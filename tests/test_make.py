@@ -24,4 +24,5 @@ def test_the_slow_tests_install_spark_and_do_not_skip_it() -> None:
     ]
     environment = os.environ | {"TRIPTYCH_SPARK": "1", "PATH": ""}
     found = subprocess.run(collect, cwd=ROOT, capture_output=True, text=True, env=environment)
-    assert found.stdout.count("test_spark.py::test_") == 3, found.stdout
+    written = (ROOT / "tests/data_prep/test_spark.py").read_text().count("\ndef test_")
+    assert found.stdout.count("test_spark.py::test_") == written > 0, found.stdout
