@@ -78,7 +78,7 @@ bench: .venv/towers  ## ours and the peers in turns; BENCHMARKS=shard_items for 
 	@for name in $(BENCHMARKS); do $(PY) tests/bench/$$name.py $(BENCH) || exit 1; done
 
 # An hour or two on two cores each; stopped and started again, a figure goes on where it was.
-QUALITY ?= dedup_step user_tower quality_fashion quality_films ablation ctr_ladder ctr_parity
+QUALITY ?= dedup_step user_tower quality_fashion quality_films ablation ctr_ladder ctr_parity kuairand_multitask debias
 quality: .venv/towers  ## real sets from TRIPTYCH_DATA against baselines and peers; QUALITY=… for one
 	@for name in $(QUALITY); do $(PY) tests/bench/$$name.py || exit 1; done
 
