@@ -32,7 +32,7 @@ from pretrain.blend_signals import SignalConfig, Signals
 from pretrain.case_times import TimestampUnit
 from pretrain.knock_out import refuse_knock_out, without_of_vectors
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pretrain.baselines import ContentKNN, Floats
-from pretrain.blend_tastes import birth_affinity, log_odds_of_new, popularity_gap
 from pretrain.cases import Cases, columns_of, read, read_choices, rows_of
 from pretrain.content_ease import ContentEASE
 from pretrain.scorers import Scorer, baseline_scorer
@@ -80,8 +79,7 @@ class Signals:
     Scores of a system have mean 0 and spread 1 over the catalogue in each case; EASE's, which are
     shares of choices and reach far up, are then taken as asinh, a logarithm that knows zero and
     negative numbers. Every signal that can be is there twice, the second time for new items alone,
-    which nobody chose in the log: the evidence for them is of another kind. What the history says
-    of the user's taste for new, popular and young items is in `blend_tastes.py`.
+    which nobody chose in the log: the evidence for them is of another kind.
     """
 
     def __init__(
@@ -121,7 +119,6 @@ class Signals:
             name: torch.from_numpy(fact_N.astype(np.float32)) for name, fact_N in facts.items()
         }
         self.new_N = self.facts["new"]
-        self.history_BL = asked.history_BL
         self.born_N = None if born_N is None else torch.from_numpy(born_N)
         self.now_B = EPOCH_YEAR + asked.at_times_B.double() / 1000 / SECONDS_A_YEAR
         self.config = config
@@ -136,15 +133,7 @@ class Signals:
             yield f"{name}_of_new", scores_BN * self.new_N
         for name, fact_N in self.facts.items():
             yield name, fact_N[None]
-        history_BL, log_count_N = self.history_BL[cases], self.facts["log_count"]
-        taste_B = log_odds_of_new(history_BL, new_N=self.new_N)
-        yield "new_by_taste", taste_B[:, None] * self.new_N
-        gap_BN = popularity_gap(history_BL, log_count_N=log_count_N)
-        yield "popularity_gap_of_known", gap_BN * (1 - self.new_N)
         if self.born_N is not None:
-            affinity_BN = birth_affinity(history_BL, born_N=self.born_N)
-            yield "birth_affinity", affinity_BN
-            yield "birth_affinity_of_new", affinity_BN * self.new_N
             now_B1 = self.now_B[cases, None]
             if self.config.born_unit == "year":
                 now_B1 = now_B1.floor()
