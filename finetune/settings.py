@@ -213,19 +213,8 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitConfig(InputConfig):
-    """One head on one rung of the content ladder, with one seed."""
-
-    out_dir: Path
-    """Run folder to write."""
-
-    rung: str = "none"
-    """Content: none, noise and scratch (controls), raw (off-the-shelf features), aligned (the
-    release); or simtier, content_attention, codes, tuned and make, which are aligned and one thing
-    more. Others are combinations, e.g. raw+simtier or aligned+simtier+codes."""
-
-    seed: int = 0
-    """Seeds the initial weights, the order of impressions and the noise vectors."""
+class TrainedConfig(InputConfig):
+    """What a single run and the runs of a ladder are made of alike."""
 
     head: HeadConfig = HeadConfig()
     """The network."""
@@ -249,6 +238,22 @@ class FitConfig(InputConfig):
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """The machine."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig(TrainedConfig):
+    """One head on one rung of the content ladder, with one seed."""
+
+    out_dir: Path
+    """Run folder to write."""
+
+    rung: str = "none"
+    """Content: none, noise and scratch (controls), raw (off-the-shelf features), aligned (the
+    release); or simtier, content_attention, codes, tuned and make, which are aligned and one thing
+    more. Others are combinations, e.g. raw+simtier or aligned+simtier+codes."""
+
+    seed: int = 0
+    """Seeds the initial weights, the order of impressions and the noise vectors."""
+
     reuse: ReuseConfig = field(default_factory=ReuseConfig)
     """What is taken over from runs before it."""
 
@@ -258,7 +263,7 @@ class FitConfig(InputConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LadderConfig(InputConfig):
+class LadderConfig(TrainedConfig):
     """Rungs × seeds of one head, side by side in one report."""
 
     out_dir: Path
@@ -276,28 +281,6 @@ class LadderConfig(InputConfig):
 
     num_resamples: int = 300
     """Bootstrap resamples of the users behind every interval."""
-
-    head: HeadConfig = HeadConfig()
-    """The network."""
-
-    train: TrainConfig = TrainConfig()
-    """The optimisation."""
-
-    content: ContentConfig = field(default_factory=ContentConfig)
-    """What the parts of a rung are made of."""
-
-    judged_on: Literal["test", "valid"] = "test"
-    """Split that figures are of: `valid` while settings are chosen, which leaves test closed."""
-
-    trust: TrustConfig = field(default_factory=TrustConfig)
-    """What is asked of a trained model beside how well it ranks."""
-
-    knock_outs: tuple[Path, ...] = ()
-    """Folders of `python -m pretrain embed --without`: what a finished run on the release's frozen
-    vectors would say without a modality."""
-
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    """The machine."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
