@@ -179,11 +179,12 @@ def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
         **tested.of_tasks,
         **objective.learnt(),
     }
-    _write(config, inputs, model=model, content=content, history=module.history)
-    run_folder.write_json(as_json(tasks), config.out_dir / run_folder.TASKS_FILE)
-    table = predictions_table(inputs.dataset, judged, tested.columns)
-    run_folder.write_predictions(table, config.out_dir / run_folder.PREDICTIONS_FILE)
-    run_folder.write_json(record, config.out_dir / run_folder.METRICS_FILE)
+    if module.trainer.is_global_zero:  # every rank has the same weights, hence the same figures
+        _write(config, inputs, model=model, content=content, history=module.history)
+        run_folder.write_json(as_json(tasks), config.out_dir / run_folder.TASKS_FILE)
+        table = predictions_table(inputs.dataset, judged, tested.columns)
+        run_folder.write_predictions(table, config.out_dir / run_folder.PREDICTIONS_FILE)
+        run_folder.write_json(record, config.out_dir / run_folder.METRICS_FILE)
     return record
 
 
@@ -232,6 +233,7 @@ def _train(module: CtrModule, config: FitConfig) -> int:
         trainer = pl.Trainer(**(arguments | config.trainer.extra))
         trainer.fit(module)
         module.load_best(torch.load(best.best_model_path, weights_only=True, map_location="cpu"))
+        trainer.strategy.barrier()  # the folder is rank 0's, and the others read from it
     values = [row[MONITOR] for row in module.history]
     return int(np.argmax(values)) + 1
 
