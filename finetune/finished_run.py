@@ -39,14 +39,19 @@ class FinishedRun:
         return self.model.predictions(table)
 
 
-def open_run(run_dir: Path, *, dataset: Dataset | None = None) -> FinishedRun:
-    """Open a run on its own dataset, or on another one that knows the same fields."""
+def open_run(
+    run_dir: Path, *, dataset: Dataset | None = None, embeddings_dir: Path | None = None
+) -> FinishedRun:
+    """Open a run on its own dataset and embeddings, or on others that know the same fields."""
     record = run_folder.read_record(run_dir)
     config = run_folder.read_config(run_dir)
     if dataset is None:
         dataset = open_dataset(config.dataset_dir)
-    else:
-        config = dataclasses.replace(config, dataset_dir=dataset.dir)
+    else:  # cached features are those of the items trained on
+        content_config = dataclasses.replace(config.content, features_dir=None)
+        config = dataclasses.replace(config, dataset_dir=dataset.dir, content=content_config)
+    if embeddings_dir is not None:
+        config = dataclasses.replace(config, embeddings_dir=embeddings_dir)
     vocabulary = Vocabulary.load(run_dir / run_folder.VOCABULARY_FILE)
     data = CtrData.of(dataset, vocabulary, config)
     content = open_content(config.rung, config, dataset=dataset, seed=config.seed)

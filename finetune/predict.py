@@ -1,26 +1,19 @@
 """Score new impressions with a finished run."""
 
-import dataclasses
 import logging
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 
 from data_prep.dataset import Dataset, open_dataset
 from finetune import run_folder
-from finetune.batches import CtrTable
-from finetune.content import open_content
-from finetune.data import CtrData
 from finetune.evaluation import score_columns
-from finetune.model import CtrModel
+from finetune.finished_run import open_run
 from finetune.settings import PredictConfig
-from finetune.tasks import read_tasks
 from finetune.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -28,36 +21,10 @@ logger = logging.getLogger(__name__)
 
 def predict(config: PredictConfig) -> int:
     """Write user_id, item_id, time and scores in the given order; returns their number."""
-    run_folder.read_record(config.run_dir)
-    trained = run_folder.read_config(config.run_dir)
-    changes: dict[str, Any] = {
-        key: value
-        for key in ("dataset_dir", "embeddings_dir")
-        if (value := getattr(config, key)) is not None
-    }
-    if config.dataset_dir is not None:  # cached features are those of the items trained on
-        changes["content"] = dataclasses.replace(trained.content, features_dir=None)
-    trained = dataclasses.replace(trained, **changes)
-    dataset = open_dataset(trained.dataset_dir)
-    vocabulary = Vocabulary.load(config.run_dir / run_folder.VOCABULARY_FILE)
-    given, encoded = read_impressions(config.impressions, dataset, vocabulary)
-    data = CtrData(dataset, vocabulary, trained.history_length, trained.multi_length)
-    impressions = data.encode(encoded)
-    content = open_content(trained.rung, trained, dataset=dataset, seed=trained.seed)
-    features = None
-    if content is not None:
-        content.restore(load_file(config.run_dir / run_folder.CONTENT_FILE))
-        features = content.features(data, impressions)
-    tasks = read_tasks(config.run_dir)
-    model = CtrModel(
-        trained.head,
-        data=data,
-        content=content,
-        tasks=tasks,
-        negative_rate=trained.train.negative_rate,
-    )
-    model.load_state_dict(load_file(config.run_dir / run_folder.WEIGHTS_FILE))
-    predicted = model.predictions(CtrTable(impressions, data.users, data.items, features))
+    dataset = None if config.dataset_dir is None else open_dataset(config.dataset_dir)
+    run = open_run(config.run_dir, dataset=dataset, embeddings_dir=config.embeddings_dir)
+    given, encoded = read_impressions(config.impressions, run.data.dataset, run.data.vocabulary)
+    predicted = run.predictions(run.data.encode(encoded))
     table = given.select(["user_id", "item_id", "time"])
     for name, score_N in score_columns(predicted).items():
         table = table.append_column(name, pa.array(score_N))
