@@ -73,7 +73,7 @@ test-slurm: setup  ## a real two-node Slurm on this machine; installs Debian's p
 	TRIPTYCH_SLURM=1 $(PY) -m pytest -m slurm tests/slurm
 
 # Each prints one JSON object at its end; peers get environments of their own under build/bench.
-BENCHMARKS ?= shard_items load_items triples_bytes relational_10m scaling shard_kills loss_memory ctr_speed
+BENCHMARKS ?= shard_items load_items triples_bytes relational_10m scaling shard_kills kill_resume loss_memory ctr_speed
 bench: .venv/towers  ## ours and the peers in turns; BENCHMARKS=shard_items for one, BENCH=--quick for a trial
 	@for name in $(BENCHMARKS); do $(PY) tests/bench/$$name.py $(BENCH) || exit 1; done
 

@@ -60,18 +60,16 @@ def parse_run(args: list[str], *, command: str) -> PretrainCLI:
 
 
 def fit(args: list[str]) -> None:
-    """Train, from `checkpoints/last` of the run folder where there is one."""
+    """Train, from the newest checkpoint of the run folder that is whole, where there is one."""
     cli = parse_run(args, command="fit")
     from pretrain.export import check_same_run
 
     # Whatever is wrong with the data is said here, before any process group starts.
     cli.model.prepare(cli.datamodule)
-    # The checkpoint is of the run's own folder, and a ZeRO or Lightning checkpoint holds more
-    # than tensors; nothing that was handed over is ever loaded this way.
-    checkpoint = cli.run_config.newest_checkpoint()
-    if checkpoint is not None:
+    checkpoints = cli.run_config.resume_from()
+    if checkpoints is not None:
         check_same_run(cli.run_config.dir, cli.model.encoders, dataset=cli.datamodule.dataset)
-    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=False)
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoints)
 
 
 def features(args: list[str]) -> None:

@@ -86,6 +86,15 @@ def logsumexp_over_ranks(value: Tensor) -> Tensor:
     return torch.stack(values).logsumexp(0)
 
 
+def gather_objects(value: Any) -> list[Any]:  # noqa: ANN401 - anything that pickles
+    """Every rank's object, on every rank."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def max_over_ranks(value: int, *, device: torch.device) -> int:
     """The largest of every rank's number."""
     return max(gather_counts(value, device=device))

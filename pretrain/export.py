@@ -16,6 +16,8 @@ from torch import Tensor
 from data_prep.dataset import Dataset, open_dataset
 from data_prep.manifest import Manifest
 from data_prep.records import MANIFEST_FILE, replace_file
+from pretrain.checkpoint_choice import find_checkpoint
+from pretrain.checkpoint_files import STATE_FILE, ZERO_FOLDER, no_code
 from pretrain.model import ModelConfig
 from pretrain.preprocess import TextPreprocessor, build_preprocessors
 from pretrain.release import (
@@ -87,34 +89,23 @@ def check_same_run(run_dir: Path, model: ModelConfig, *, dataset: Dataset) -> No
 
 
 def read_weights(checkpoint: Path) -> dict[str, Tensor]:
-    """Weights of a training checkpoint of one's own: a Lightning file, or a ZeRO folder."""
-    if checkpoint.is_dir():
+    """Weights of a training checkpoint of one's own, a folder `step-N`."""
+    if (checkpoint / ZERO_FOLDER).is_dir():
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-        state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag="checkpoint")
+        from pretrain.zero_state import tensors_only
+
+        with tensors_only(checkpoint):
+            state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=ZERO_FOLDER)
     else:
-        state = torch.load(checkpoint, weights_only=True, map_location="cpu")["state_dict"]
+        file = checkpoint / STATE_FILE
+        with no_code(file):
+            state = torch.load(file, weights_only=True, map_location="cpu")["state_dict"]
     return {
         name.removeprefix("model."): tensor.detach().float().contiguous().clone()
         for name, tensor in state.items()
         if name.startswith("model.")
     }
-
-
-def find_checkpoint(run_dir: Path, *, which: str) -> Path:
-    """The best or the last checkpoint of a run.
-
-    Raises:
-        ValueError: the run has none.
-    """
-    found = sorted(
-        (run_dir / "checkpoints").glob(f"{which}*.ckpt"), key=lambda path: path.stat().st_mtime
-    )
-    if not found:
-        raise ValueError(
-            f"{run_dir}/checkpoints: no {which}*.ckpt; train with python -m pretrain fit first"
-        )
-    return found[-1]
 
 
 def export(run_dir: Path, out_dir: Path, *, dataset_dir: Path, checkpoint: str = "best") -> None:

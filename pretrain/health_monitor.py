@@ -137,6 +137,14 @@ class HealthMonitor(pl.Callback):
         self._tokens: list[Tensor] = []
         self._squares: dict[str, Tensor] = {}
 
+    def state_dict(self) -> dict[str, int]:
+        """Measurements in a row, so that a resumed run warns when an uninterrupted one would."""
+        return dict(self.ignored.counts)
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on counting."""
+        self.ignored.counts = dict(state_dict)
+
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
     ) -> None:

@@ -32,6 +32,7 @@ class PretrainCLI(LightningCLI):
         # DeepSpeed still calls collectives by names that torch 2.14 is about to rename.
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # as intended
+        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")  # it is
         advice = logging.getLogger("pytorch_lightning.utilities.rank_zero")
         advice.addFilter(lambda record: "Tip:" not in record.getMessage())
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))

@@ -27,6 +27,7 @@ from pretrain.model import ModelConfig, TwoSpaceModel
 from pretrain.negatives import warn_few_negatives, warn_small_queue
 from pretrain.objective import LossConfig, objective
 from pretrain.optim import OptimConfig, build_optimizer, warmup_cosine
+from pretrain.resume import go_on_after_batch, seed_step
 from pretrain.reuse import ReuseConfig, Reused
 from pretrain.towers import Backbone, build_backbone
 
@@ -188,6 +189,7 @@ class PretrainModule(pl.LightningModule):
         data = self.data
         data.move_probabilities(self.device)
         step = self.current_epoch * data.steps_per_epoch + batch_idx
+        seed_step(step)
         with self.autocast():
             result = objective(
                 self.model,
@@ -237,12 +239,7 @@ class PretrainModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the batch after the last one that was finished."""
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        # A checkpoint of a batch's end is written when its batch is processed, but not yet counted
-        # as completed: Lightning would take it for one batch less than the optimizer has seen.
-        for counts in progress["current"], progress["total"]:
-            counts["completed"] = counts["processed"]
-        self.data.start_step = progress["current"]["completed"] % self.data.steps_per_epoch
+        self.data.start_step = go_on_after_batch(checkpoint["loops"]["fit_loop"])
 
     # ------------------------------------------------------------------ validation
     def on_validation_epoch_start(self) -> None:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pytorch_lightning import Callback
-from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import LearningRateMonitor, RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
+from pretrain.checkpoint_choice import has_checkpoints
+from pretrain.checkpoint_policy import KeepConfig
+from pretrain.checkpoints import Checkpoints
 from pretrain.health_monitor import HealthConfig, HealthMonitor
 from pretrain.run_record import RunRecord
 from pretrain.stop import StopOnSignal
-
-LAST = "last.ckpt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class RunConfig:
 
     dir: Path
     """Run folder: config.yaml, metrics.csv, run.json, lives.json, warnings.log, checkpoints/, DONE
-    or REQUEUE. A run that finds checkpoints/last.ckpt there goes on from it."""
+    or REQUEUE. A run that finds checkpoints there goes on from the newest that is whole."""
 
     wandb: Literal["off", "offline", "online"] = "offline"
     """Weights & Biases: `offline` writes into the run folder, `wandb sync` uploads it later."""
@@ -36,7 +37,15 @@ class RunConfig:
     """What the best checkpoint is chosen by, higher is better; null keeps only the last."""
 
     checkpoint_steps: int | None = None
-    """Save `last` every so many optimizer steps too; null saves after each epoch only."""
+    """Save every so many optimizer steps too; null saves before validation, after each epoch and at
+    a stop only. A kill loses at most the steps since the last save."""
+
+    keep: KeepConfig = field(default_factory=KeepConfig)
+    """Which checkpoints are kept."""
+
+    async_checkpoints: bool = False
+    """Write checkpoints from a copy in memory while training goes on. Each process needs memory for
+    what it saves, and a kill also loses the steps taken while a save was being written."""
 
     health: HealthConfig = field(default_factory=HealthConfig)
     """How the modalities share the space, measured while training."""
@@ -66,32 +75,28 @@ class RunConfig:
 
     def callbacks(self) -> list[Callback]:
         """Checkpoints, orderly stop, learning rate, progress bar."""
-        folder = self.dir / "checkpoints"
-        callbacks: list[Callback] = [StopOnSignal(folder / LAST), LearningRateMonitor()]
+        checkpoints = Checkpoints(
+            self.checkpoints,
+            keep=self.keep,
+            monitor=self.monitor,
+            every_steps=self.checkpoint_steps,
+            asynchronous=self.async_checkpoints,
+        )
+        callbacks: list[Callback] = [StopOnSignal(checkpoints), LearningRateMonitor(), checkpoints]
         callbacks.append(RunRecord(self.dir))
         if self.health.every_steps:
             callbacks.append(HealthMonitor(self.health))
-        if self.monitor is not None:
-            best = ModelCheckpoint(
-                folder,
-                filename="best-{step}",
-                monitor=self.monitor,
-                mode="max",
-                auto_insert_metric_name=False,
-            )
-            callbacks.append(best)
-        # Apart from the best: its own `save_last` writes only when the best is written.
-        callbacks.append(self._last(folder, every_n_epochs=1, save_on_train_epoch_end=True))
-        if self.checkpoint_steps is not None:
-            callbacks.append(self._last(folder, every_n_train_steps=self.checkpoint_steps))
         return [*callbacks, RichProgressBar()] if self.progress_bar else callbacks
 
-    @staticmethod
-    def _last(folder: Path, **when: Any) -> ModelCheckpoint:  # noqa: ANN401 - Lightning's own
-        name = LAST.removesuffix(".ckpt")
-        return ModelCheckpoint(folder, filename=name, enable_version_counter=False, **when)
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.dir / "checkpoints"
 
-    def newest_checkpoint(self) -> Path | None:
-        """`last` of this run, if it is being continued."""
-        path = self.dir / "checkpoints" / LAST
-        return path if path.exists() else None
+    def resume_from(self) -> Path | None:
+        """The folder of checkpoints if this run is being continued; which one, all ranks choose.
+
+        Raises:
+            ValueError: they are of an earlier version.
+        """
+        return self.checkpoints if has_checkpoints(self.checkpoints) else None

@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 
 from pretrain import stop_flag
+from pretrain.checkpoints import Checkpoints
 from pretrain.collectives import sum_over_ranks
 
 log = logging.getLogger(__name__)
@@ -23,9 +24,9 @@ log = logging.getLogger(__name__)
 class StopOnSignal(pl.Callback):
     """Turns SIGUSR1 and SIGTERM into a checkpoint and an orderly end."""
 
-    def __init__(self, checkpoint: Path) -> None:
-        """Save here when asked to stop."""
-        self.checkpoint = checkpoint
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        """Have them save when asked to stop."""
+        self.checkpoints = checkpoints
         self.stopped = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -47,17 +48,18 @@ class StopOnSignal(pl.Callback):
         batch: Any,  # noqa: ANN401 - Lightning's own
         batch_idx: int,
     ) -> None:
-        """Agree with the other ranks; save and stop."""
+        """Agree with the other ranks; save and stop.
+
+        Raises:
+            SaveFailed: the state could not be saved; REQUEUE is then not written, since the next
+                life would take the same steps again and fail at the same place.
+        """
         asked = torch.tensor(float(bool(stop_flag.received)), device=pl_module.device)
-        if self.stopped or not sum_over_ranks(asked):
+        if self.stopped or not sum_over_ranks(asked) or not self.checkpoints.can_save(trainer):
             return
         self.stopped = True
-        trainer.save_checkpoint(self.checkpoint)
-        # Lightning now ends the epoch early and would save it once more, as if it were complete.
-        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        trainer.callbacks = [  # type: ignore[attr-defined]
-            one for one in callbacks if not isinstance(one, pl.callbacks.ModelCheckpoint)
-        ]
+        self.checkpoints.save_now(trainer)
+        trainer.limit_val_batches = 0  # the next life validates; there may not be the time for it
         log.warning("asked to stop: saved at step %d", trainer.global_step)
         trainer.should_stop = True
 

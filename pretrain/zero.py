@@ -9,12 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric.utilities.seed import reset_seed
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.strategies import DeepSpeedStrategy
+
+from pretrain.checkpoint_files import read_manifest
 
 # DeepSpeed picks its accelerator when it is first imported; without this it warns of missing CUDA.
 if not torch.cuda.is_available():
@@ -38,6 +41,10 @@ class ZeroStrategy(DeepSpeedStrategy):
         # its batch sampler, and ours has none.
         if isinstance(self.config, dict):
             self.config.setdefault("train_micro_batch_size_per_gpu", 1)
+        self.stage = stage
+        self.held: dict[str, Any] | None = None
+        """Where a save puts its files instead of writing them."""
+        self.chosen: Path | None = None
 
     @property
     def _on_cpu(self) -> bool:
@@ -84,3 +91,43 @@ class ZeroStrategy(DeepSpeedStrategy):
         reset_seed()
         self.set_world_ranks()
         self._init_deepspeed_distributed()
+
+    # ------------------------------------------------------------------ checkpoints
+    def choose(self, checkpoint: Path | None) -> None:
+        """Restore this one, whatever path the trainer was given; before the engine starts."""
+        self.chosen = checkpoint
+        if checkpoint is not None and read_manifest(checkpoint).ranks != self.world_size:
+            assert isinstance(self.config, dict)
+            self.config.setdefault("checkpoint", {})["load_universal"] = True
+
+    def save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],
+        filepath: Any,  # noqa: ANN401 - Lightning's own
+        storage_options: Any = None,  # noqa: ANN401 - Lightning's own
+    ) -> None:
+        """Hold what this rank has to write, where `held` asks for it; else write it."""
+        if self.held is None:
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+            return
+        from pretrain.zero_state import engine_files
+
+        apart = ("state_dict", "optimizer_states")  # the engine has its own
+        client_state = {key: value for key, value in checkpoint.items() if key not in apart}
+        self.held.update(engine_files(self.deepspeed_engine, client_state))
+
+    def load_checkpoint(
+        self,
+        checkpoint_path: Any,  # noqa: ANN401 - Lightning's own
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Restore the chosen checkpoint, converted where it is of another number of ranks."""
+        if self.chosen is None:
+            loaded: dict[str, Any] = super().load_checkpoint(checkpoint_path, weights_only)
+            return loaded
+        from pretrain.zero_state import load_engine, load_engine_elastic
+
+        ranks = read_manifest(self.chosen).ranks
+        if ranks == self.world_size:
+            return load_engine(self.deepspeed_engine, self.chosen)
+        return load_engine_elastic(self.deepspeed_engine, self.chosen, strategy=self)

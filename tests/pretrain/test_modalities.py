@@ -19,6 +19,8 @@ import torch
 from data_prep.dataset import open_dataset
 from data_prep.settings import ShardConfig
 from data_prep.shard import shard_dataset
+from pretrain.checkpoint_choice import find_checkpoint
+from pretrain.checkpoint_files import STATE_FILE
 from pretrain.cli import parse_run
 from pretrain.embed import embed
 from pretrain.export import export
@@ -114,7 +116,7 @@ def test_a_release_of_tuned_towers_needs_no_peft_and_gives_the_vectors_of_traini
     out = run_dir / "released"
     config = run_dir / "config.yaml"
     cli = parse_run(["--config", str(config)], command="fit")
-    checkpoint = str(run_dir / "checkpoints" / "last.ckpt")
+    checkpoint = find_checkpoint(run_dir, which="last") / STATE_FILE
     cli.datamodule.prepare(towers=cli.model.encoders.towers, user=cli.model.encoders.user)
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
     cli.model._trainer = cli.trainer  # the datamodule is the trainer's

@@ -154,7 +154,7 @@ def test_a_setting_that_is_gone_and_a_strategy_are_shown() -> None:
 
 
 def test_a_run_alone_and_metrics_alone_make_a_page(run_dir: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(run_dir, tmp_path / "run", ignore=shutil.ignore_patterns("*.ckpt"))
+    copy = shutil.copytree(run_dir, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
     main(["report", "--run_dir", str(copy)])
     assert "<h2>Training" in (copy / "report.html").read_text()
     metrics = metrics_file(tmp_path / "m.json", ours=system(0.3), ease=system(0.2))

@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 from data_prep.dataset import Dataset, open_dataset
 from data_prep.settings import ShardConfig, SplitConfig
 from data_prep.shard import shard_dataset
+from pretrain.checkpoint_choice import find_checkpoint
 from pretrain.cli import main, parse_run
 from pretrain.embed import embed
-from pretrain.export import export, find_checkpoint, read_weights
+from pretrain.export import export, read_weights
 from pretrain.id_map import rows_of_ids
 from pretrain.item_loader import ItemLoader
 from pretrain.known_vectors import KnownVectors

@@ -19,7 +19,7 @@ from pretrain.cli import parse_run
 SMALL = """
 --config configs/toy/pretrain.yaml --run.wandb off --run.progress_bar false
 --data.config.global_batch_size 64 --data.config.targets_per_sample 4
---data.config.valid_queries 100 --model.encoders.dropout 0 --model.encoders.user.dropout 0
+--data.config.valid_queries 100 --model.encoders.dropout 0.1 --model.encoders.user.dropout 0.1
 --trainer.max_epochs 2 --trainer.log_every_n_steps 1 --trainer.accelerator cpu
 """.split()
 
@@ -59,8 +59,8 @@ def fit(run_dir: Path, *words: str, dataset_dir: str, stop_at: int | None = None
     cli.trainer.callbacks.append(KeepVectors())
     if stop_at is not None:
         cli.trainer.callbacks.insert(0, StopAt(stop_at))
-    checkpoint = cli.run_config.newest_checkpoint()
-    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=False)
+    checkpoints = cli.run_config.resume_from()
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoints)
 
 
 if __name__ == "__main__":

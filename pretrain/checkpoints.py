@@ -1,0 +1,316 @@
+"""The callback that saves, keeps and chooses the checkpoints of a run; files: checkpoint_files.py.
+
+Every rank writes its own files into `step-N.partial` and reads them again. When all have, rank 0
+adds the manifest and renames the folder, so that a kill at any moment leaves either a whole
+checkpoint or none, and only then deletes older ones. A save that fails on any rank leaves nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.trainer.states import TrainerFn
+
+from pretrain.checkpoint_choice import choose_checkpoint, saved_in
+from pretrain.checkpoint_files import (
+    PARTIAL,
+    FileSum,
+    Manifest,
+    folder_of,
+    put_in_place,
+    read_manifest,
+    remove,
+    remove_left_overs,
+    save_state,
+)
+from pretrain.checkpoint_policy import (
+    KeepConfig,
+    Validation,
+    kept_steps,
+    read_validation,
+    validation_file,
+    write_validation,
+)
+from pretrain.checkpoint_state import (
+    Files,
+    held_files,
+    in_memory,
+    layout_of,
+    nothing_pending,
+    read_from,
+    tensor_bytes,
+)
+from pretrain.collectives import gather_objects, sum_over_ranks
+from pretrain.resume import align_logged_step, validate_again, validation_follows
+from pretrain.run_record import versions
+
+log = logging.getLogger(__name__)
+
+
+class SaveFailed(RuntimeError):
+    """The state of a run that ends could not be saved."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What one rank wrote."""
+
+    sums: dict[str, FileSum]
+    error: str | None
+
+
+@dataclass(frozen=True)
+class Flight:
+    """A save that is on its way."""
+
+    folder: Path
+    manifest: Manifest
+    written: Future[Written]
+
+
+class Checkpoints(pl.callbacks.Checkpoint):
+    """Saves at an interval, after every epoch and before every validation."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep: KeepConfig,
+        monitor: str | None,
+        every_steps: int | None,
+        asynchronous: bool,
+    ) -> None:
+        """Where, how often, and which stay.
+
+        Args:
+            folder: `run.dir/checkpoints`.
+            keep: policy of deletion.
+            monitor: metric of validation that the best are chosen by, higher is better.
+            every_steps: interval in optimizer steps; None saves after epochs only.
+            asynchronous: write from a copy in memory while training goes on.
+        """
+        self.folder, self.keep, self.monitor = folder, keep, monitor
+        self.every_steps, self.asynchronous = every_steps, asynchronous
+        self.saved_step: int | None = None
+        """Of the newest checkpoint, whole or on its way."""
+        self._chosen: Path | None = None
+        self._resumed: Manifest | None = None
+        self._flight: Flight | None = None
+        self._due = False
+        self._step_before = 0
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+
+    # ------------------------------------------------------------------ start
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Clear up after a kill and choose what to go on from, the same on every rank.
+
+        Raises:
+            ValueError: every checkpoint is damaged, or they are of another strategy.
+        """
+        if stage != "fit":
+            return
+        layout = layout_of(trainer)
+        if trainer.is_global_zero:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            remove_left_overs(self.folder)
+        trainer.strategy.barrier("checkpoints cleared")
+        self._chosen = choose_checkpoint(self.folder, layout=layout)
+        read_from(trainer, self._chosen)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """The chosen one is being restored."""
+        assert self._chosen is not None
+        self._resumed = read_manifest(self._chosen)
+        self.saved_step = self._resumed.step
+        log.info("%s: going on from there", self._chosen)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Make up for a validation that the last life did not finish."""
+        resumed, self._resumed = self._resumed, None
+        if resumed is not None:
+            note = read_validation(folder_of(self.folder, resumed.step))
+            if gather_objects(note)[0] is None:
+                validate_again(trainer, resumed)
+
+    # ------------------------------------------------------------------ when
+    def on_train_batch_start(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: Any,  # noqa: ANN401 - Lightning's own
+        batch_idx: int,
+    ) -> None:
+        """Remember how far the optimizer is."""
+        self._step_before = trainer.global_step
+        align_logged_step(trainer)
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,  # noqa: ANN401 - Lightning's own
+        batch: Any,  # noqa: ANN401 - Lightning's own
+        batch_idx: int,
+    ) -> None:
+        """Save where it is due; finish what is on its way."""
+        stepped = trainer.global_step > self._step_before
+        self._due |= trainer.is_last_batch or validation_follows(
+            trainer,
+            epoch=trainer.current_epoch,
+            batches=batch_idx + 1,
+            epoch_done=trainer.is_last_batch,
+        )
+        if stepped and self.every_steps is not None:
+            self._due |= trainer.global_step % self.every_steps == 0
+        if self._due and self.can_save(trainer):
+            self.save(trainer)
+        elif self._flight is not None:
+            waiting = torch.tensor(float(not self._flight.written.done()), device=pl_module.device)
+            if not sum_over_ranks(waiting):
+                self._finish(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note the metrics beside the checkpoint of this step."""
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if self.monitor is not None and self.monitor not in metrics:
+            raise ValueError(
+                f"run.monitor: validation gave no {self.monitor!r}, there are {', '.join(metrics)}"
+            )
+        if trainer.is_global_zero and self.saved_step == trainer.global_step:
+            try:
+                note = Validation(monitor=self.monitor, metrics=metrics)
+                write_validation(folder_of(self.folder, trainer.global_step), note)
+            except OSError as error:
+                log.error("validation of step %d is not noted: %s", trainer.global_step, error)
+            self._delete_old()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the last step saved.
+
+        Raises:
+            SaveFailed: it could not be saved.
+        """
+        if self.saved_step != trainer.global_step:
+            self.save_now(trainer)
+        elif self._flight is not None and (error := self._finish(trainer)):
+            raise SaveFailed(error)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """End the thread that writes."""
+        self._writer.shutdown()
+
+    # ------------------------------------------------------------------ saving
+    def can_save(self, trainer: pl.Trainer) -> bool:
+        """Whether no gradients wait for an optimizer step, which a checkpoint would lose."""
+        return nothing_pending(trainer, stepped=trainer.global_step > self._step_before)
+
+    def save_now(self, trainer: pl.Trainer) -> None:
+        """Save this step and wait for it; a collective.
+
+        Raises:
+            SaveFailed: it could not be saved; the checkpoints of before are as they were.
+        """
+        if self.saved_step == trainer.global_step and self._flight is None:
+            return
+        if error := self.save(trainer, wait=True):
+            raise SaveFailed(error)
+
+    def save(self, trainer: pl.Trainer, *, wait: bool = False) -> str | None:
+        """Save this step, or begin to; a collective. What went wrong, if it is known by now."""
+        self._due = False
+        if self._flight is not None:
+            error = self._finish(trainer)
+            if self.saved_step == trainer.global_step:
+                return error
+        step, loop = trainer.global_step, trainer.fit_loop
+        files = held_files(trainer)
+        if self.asynchronous and not wait:
+            files = in_memory(files)
+        manifest = Manifest(
+            step=step,
+            epoch=loop.epoch_progress.current.ready - 1,
+            batches=loop.epoch_loop.batch_progress.current.ready,
+            epoch_done=trainer.is_last_batch,
+            ranks=trainer.world_size,
+            layout=layout_of(trainer),
+            written=time.time(),
+            versions=versions(),
+            files={},
+        )
+        partial = folder_of(self.folder, step)
+        partial = partial.with_name(partial.name + PARTIAL)
+        written = self._writer.submit(_write, files, partial)
+        self._flight = Flight(partial, manifest, written)
+        self.saved_step = step
+        return self._finish(trainer) if wait or not self.asynchronous else None
+
+    def _finish(self, trainer: pl.Trainer) -> str | None:
+        """Wait for the save on its way and put it in place; a collective. What went wrong."""
+        assert self._flight is not None
+        flight, self._flight = self._flight, None
+        everyone: list[Written] = gather_objects(flight.written.result())
+        error = next((one.error for one in everyone if one.error), None)
+        if error is None and trainer.is_global_zero:
+            sums = {name: found for one in everyone for name, found in one.sums.items()}
+            try:
+                put_in_place(flight.folder, replace(flight.manifest, files=sums))
+            except OSError as failure:
+                error = str(failure)
+        error = gather_objects(error)[0]
+        if error is not None:
+            self.saved_step = None
+            error = self._explain(flight, error)
+            if trainer.is_global_zero:
+                shutil.rmtree(flight.folder, ignore_errors=True)
+                log.error("%s", error)
+        elif trainer.is_global_zero:
+            self._delete_old()
+        return error
+
+    def _explain(self, flight: Flight, error: str) -> str:
+        kept = saved_in(self.folder)
+        newest = f"step-{kept[0].step} is the newest checkpoint" if kept else "there is none yet"
+        return f"{self.folder}: step {flight.manifest.step} is NOT SAVED, {newest}: {error}"
+
+    def _delete_old(self) -> None:
+        """Delete what the policy does not keep."""
+        saved = saved_in(self.folder)
+        kept = kept_steps(saved, self.keep)
+        for one in saved:
+            folder = folder_of(self.folder, one.step)
+            if one.step not in kept:
+                try:
+                    remove(folder)
+                    validation_file(folder).unlink(missing_ok=True)
+                except OSError as error:
+                    log.warning("%s: not deleted: %s", folder, error)
+
+
+def _write(files: Files, partial: Path) -> Written:
+    """Write this rank's files; other ranks do the same in the same folder."""
+    sums: dict[str, FileSum] = {}
+    try:
+        for name, state in files.items():
+            sums[name] = save_state(state, partial / name)
+    except OSError as error:
+        free = shutil.disk_usage(partial.parent).free
+        return Written(
+            sums,
+            f"{error}; one process needs {tensor_bytes(files) / 2**20:.1f} MiB, "
+            f"{free / 2**20:.1f} MiB are free (a quota may allow less)",
+        )
+    except ValueError as error:  # of a callback that is not ours
+        return Written(sums, str(error))
+    return Written(sums, None)
