@@ -7,6 +7,8 @@ from dataclasses import is_dataclass
 from types import NoneType
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
+from data_prep.credentials import hide_in_logs, without_credentials
+from data_prep.exit_codes import DONE, FAILED, USER_ERROR, explained
 from data_prep.report_settings import ReportConfig
 from data_prep.settings import RunConfig, ShardConfig, VerifyConfig
 from data_prep.toy_settings import ToyConfig
@@ -25,8 +27,6 @@ COMMANDS: dict[str, tuple[list[type], str]] = {
     "report": ([ReportConfig], "a dataset folder as an HTML page to look at"),
 }
 """Each command's settings, and what it does."""
-DAMAGED = 1
-USER_ERROR = 2
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     level = os.environ.get("TRIPTYCH_LOG", "INFO").upper()
     logging.basicConfig(level=level, format="%(levelname).1s %(message)s", stream=sys.stderr)
+    hide_in_logs()
     parser = build_parser()
     try:
         settings = parser.parse_args(arguments)
@@ -53,6 +54,7 @@ def build_parser() -> "ArgumentParser":
     parser = ArgumentParser(
         prog="python -m data_prep",
         description="Raw tables to a dataset folder: items/*.tar, users/*.tar and CTR splits.",
+        epilog=explained(DONE, FAILED, USER_ERROR),
         exit_on_error=False,
     )
     commands = parser.add_subcommands(dest="command")
@@ -99,13 +101,13 @@ def _run(parser: "ArgumentParser", settings: "Namespace") -> int:
             for line in damage:
                 print(line)
             print(f"{len(damage)} problems" if damage else "intact")
-            return DAMAGED if damage else 0
+            return FAILED if damage else DONE
         case "report":
             from data_prep.report import write_report
 
             config = ReportConfig(**values)
             print(*write_report(config), f"written to {config.file}", sep="\n")
-    return 0
+    return DONE
 
 
 def _refuse_missing_values(settings: "Namespace") -> None:
@@ -162,7 +164,7 @@ def _auc(value: float | None) -> str:
 
 def _one_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines)
+    return without_credentials(" ".join(lines))
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
+from data_prep.credentials import hide_in_logs, without_credentials
+from data_prep.exit_codes import DONE, FAILED, USER_ERROR, explained
 from finetune.command_settings import OffPolicyConfig, PredictConfig, ReportConfig
 from finetune.daily_settings import DailyConfig
 from finetune.settings import FitConfig, LadderConfig
 
 logger = logging.getLogger(__name__)
-
-USER_ERROR = 2
 
 _COMMANDS: dict[str, tuple[type[Any], str]] = {
     "fit": (FitConfig, "train one head on one rung of the content ladder, with one seed"),
@@ -30,7 +30,10 @@ def build_parser() -> ArgumentParser:
     """The parser of every command; a YAML file's keys are the flags' names."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
-        prog="python -m finetune", description="CTR heads on a release.", exit_on_error=False
+        prog="python -m finetune",
+        description="CTR heads on a release.",
+        epilog=explained(DONE, FAILED, USER_ERROR),
+        exit_on_error=False,
     )
     commands = parser.add_subcommands(dest="command", required=True)
     for name, (settings, text) in _COMMANDS.items():
@@ -44,6 +47,7 @@ def build_parser() -> ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Run one command; 2 after a user's error, which is one line on stderr."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    hide_in_logs()
     parser = build_parser()
     try:
         parsed = parser.parse_args(list(argv))
@@ -51,9 +55,9 @@ def main(argv: Sequence[str]) -> int:
         _run(parsed.command, settings)
     except (ArgumentError, ValueError, FileNotFoundError) as error:
         logger.debug("where it happened", exc_info=True)
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {without_credentials(' '.join(str(error).split()))}", file=sys.stderr)
         return USER_ERROR
-    return 0
+    return DONE
 
 
 def _settings(parsed: Namespace, settings: type[Any]) -> Any:  # noqa: ANN401 - one a command
