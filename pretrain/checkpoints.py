@@ -19,6 +19,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.trainer.states import TrainerFn
 
+from pretrain import heartbeat
 from pretrain.checkpoint_choice import choose_checkpoint, saved_in
 from pretrain.checkpoint_files import (
     PARTIAL,
@@ -50,6 +51,7 @@ from pretrain.checkpoint_state import (
 )
 from pretrain.collectives import gather_objects, sum_over_ranks
 from pretrain.resume import align_logged_step, validate_again, validation_follows
+from pretrain.run_log import RunLog
 from pretrain.run_record import versions
 
 log = logging.getLogger(__name__)
@@ -235,6 +237,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
             if self.saved_step == trainer.global_step:
                 return error
         step, loop = trainer.global_step, trainer.fit_loop
+        heartbeat.beat(heartbeat.SLOW)
         files = held_files(trainer)
         if self.asynchronous and not wait:
             files = in_memory(files)
@@ -277,7 +280,19 @@ class Checkpoints(pl.callbacks.Checkpoint):
                 log.error("%s", error)
         elif trainer.is_global_zero:
             self._delete_old()
+        if trainer.is_global_zero:
+            self._note(flight.manifest, error)
         return error
+
+    def _note(self, manifest: Manifest, error: str | None) -> None:
+        """Write into the run's log how a save ended."""
+        seconds = round(time.time() - manifest.written, 3)
+        run_log = RunLog(self.folder.parent)
+        if error is None:
+            name = folder_of(self.folder, manifest.step).name
+            run_log.write("save", step=manifest.step, file=name, seconds=seconds)
+        else:
+            run_log.write("save_failed", step=manifest.step, error=error, seconds=seconds)
 
     def _explain(self, flight: Flight, error: str) -> str:
         kept = saved_in(self.folder)

@@ -9,6 +9,9 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from data_prep.credentials import hide_in_logs, without_credentials
+from data_prep.exit_codes import MEANINGS, NOT_FINITE, STOPPED, USER_ERROR
+
 if TYPE_CHECKING:
     from pretrain.lightning_cli import PretrainCLI
 
@@ -26,16 +29,21 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run one command; a user's mistake is one line on stderr and exit code 2."""
+    """Run one command; a user's mistake is one line on stderr and exit code 2.
+
+    `data_prep/exit_codes.py` lists the others.
+    """
     args = sys.argv[1:] if argv is None else argv
     if not args or args[0] in ("-h", "--help"):
         print("usage: python -m pretrain COMMAND [--config FILE] [--key value …]\n\ncommands:")
         print("\n".join(f"  {name:15} {text}" for name, text in COMMANDS.items()))
-        print("\npython -m pretrain COMMAND --help explains every key.")
+        print("\npython -m pretrain COMMAND --help explains every key.\n\nexit codes:")
+        print("\n".join(f"  {code:<15} {text}" for code, text in MEANINGS.items()))
         return
     if args[0] not in COMMANDS:
         sys.exit(f"pretrain: no command {args[0]!r}; there are {', '.join(COMMANDS)}")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    hide_in_logs()
     try:
         if args[0] in ("fit", "features"):
             {"fit": fit, "features": features}[args[0]](args[1:])
@@ -44,8 +52,8 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, FileNotFoundError) as error:
         if os.environ.get("TRIPTYCH_TRACEBACK"):
             raise
-        print(f"pretrain {args[0]}: {error}", file=sys.stderr)
-        sys.exit(2)
+        print(f"pretrain {args[0]}: {without_credentials(str(error))}", file=sys.stderr)
+        sys.exit(USER_ERROR)
 
 
 def parse_run(args: list[str], *, command: str) -> PretrainCLI:
@@ -63,13 +71,24 @@ def fit(args: list[str]) -> None:
     """Train, from the newest checkpoint of the run folder that is whole, where there is one."""
     cli = parse_run(args, command="fit")
     from pretrain.export import check_same_run
+    from pretrain.nonfinite import NotFiniteError
+    from pretrain.stop import was_stopped
 
     # Whatever is wrong with the data is said here, before any process group starts.
     cli.model.prepare(cli.datamodule)
     checkpoints = cli.run_config.resume_from()
     if checkpoints is not None:
         check_same_run(cli.run_config.dir, cli.model.encoders, dataset=cli.datamodule.dataset)
-    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoints)
+    try:
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoints)
+    except NotFiniteError as error:
+        if cli.trainer.is_global_zero:
+            print(f"pretrain fit: {error}", file=sys.stderr)
+        sys.exit(NOT_FINITE)
+    # Of rank 0 alone, which has written what there is to write: srun and torchrun end all ranks as
+    # soon as one ends with another code than 0.
+    if was_stopped(cli.trainer) and cli.trainer.is_global_zero:
+        sys.exit(STOPPED)
 
 
 def features(args: list[str]) -> None:

@@ -33,7 +33,12 @@ def uniformity(rows_nD: Tensor) -> Tensor:
 
 
 def effective_rank(rows_nD: Tensor) -> Tensor:
-    """Exponential of the entropy of the singular values' shares (Roy & Vetterli 2007, def. 1)."""
+    """Exponential of the entropy of the singular values' shares (Roy & Vetterli 2007, def. 1).
+
+    NaN where a row is not finite, which a run may be set to go on from.
+    """
+    if not bool(rows_nD.isfinite().all()):
+        return rows_nD.new_full((), math.nan)
     share = torch.linalg.svdvals(rows_nD.float())
     share = share / share.sum().clamp(min=1e-12)
     rank: Tensor = torch.special.entr(share).sum().exp()

@@ -14,6 +14,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from data_prep.records import replace_file
+from pretrain import heartbeat
 from pretrain.batch import Batch, QueryBatch
 from pretrain.collectives import gather_rows, rank, sum_over_ranks, world_size
 from pretrain.data import PretrainData
@@ -25,6 +26,7 @@ from pretrain.loss_state import LossState
 from pretrain.metrics import ndcg_at_k, recall_at_k, target_ranks
 from pretrain.model import ModelConfig, TwoSpaceModel
 from pretrain.negatives import warn_few_negatives, warn_small_queue
+from pretrain.nonfinite import with_its_gradient
 from pretrain.objective import LossConfig, objective
 from pretrain.optim import OptimConfig, build_optimizer, warmup_cosine
 from pretrain.resume import go_on_after_batch, seed_step
@@ -64,6 +66,8 @@ class PretrainModule(pl.LightningModule):
         self.loss_state: LossState | None = None
         self.reuse = reuse
         self.reused: Reused | None = None
+        self.step_values: dict[str, Tensor] = {}
+        """Loss and report of this rank's last step."""
 
     @property
     def data(self) -> PretrainData:
@@ -203,13 +207,14 @@ class PretrainModule(pl.LightningModule):
                 old=self.reused.old,
                 id_vectors=self.reused.collaborative,
             )
+        self.step_values = {"loss": result.loss.detach()} | result.report
         self.log("train/loss", result.loss, prog_bar=True, batch_size=1)
         for name, value in result.report.items():
             self.log(f"train/{name}", value.float(), batch_size=1)
         if batch_idx % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             warn_few_negatives(result.report, floor=self.loss_config.floor)
             warn_small_queue(result.report, size=self.loss_config.queue_size)
-        return result.loss
+        return with_its_gradient(result.loss)
 
     def autocast(self) -> torch.autocast:
         """bf16 for matrix products where the trainer asks for `bf16-mixed`, under ZeRO too."""
@@ -265,6 +270,7 @@ class PretrainModule(pl.LightningModule):
             batch = self.transfer_batch_to_device(batch, self.device, 0)
             with self.autocast():
                 vectors = self.model.item_encoder(batch)
+            heartbeat.beat()
             parts.append(torch.cat(self.model.encode_items(vectors, batch.rows_n), dim=1))
         both = gather_rows(torch.cat(parts), counts=[share] * world_size())
         # Rank r holds rows r, r + R, …: put them back in order.

@@ -181,10 +181,14 @@ def _validation(curves: Mapping[str, Curve], name: str) -> str:
 
 
 def _end(run_dir: Path) -> str:
-    for name, text in (("DONE", "finished"), ("REQUEUE", "stopped on a signal, to be continued")):
+    for name, text in (
+        ("DONE", "finished"),
+        ("REQUEUE", "stopped on a signal, to be continued"),
+        ("HANG", "ended because it hung, to be continued from what was saved last"),
+    ):
         if (run_dir / name).is_file():
             return f"{text}, {(run_dir / name).read_text().strip()}"
-    return "neither DONE nor REQUEUE: still running, or it failed"
+    return "no DONE, REQUEUE or HANG: still running, or it failed"
 
 
 def day(time_ms: int) -> str:

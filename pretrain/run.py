@@ -17,6 +17,7 @@ from pretrain.checkpoints import Checkpoints
 from pretrain.health_monitor import HealthConfig, HealthMonitor
 from pretrain.run_record import RunRecord
 from pretrain.stop import StopOnSignal
+from pretrain.watch import WatchConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +25,9 @@ class RunConfig:
     """One training run."""
 
     dir: Path
-    """Run folder: config.yaml, metrics.csv, run.json, lives.json, warnings.log, checkpoints/, DONE
-    or REQUEUE. A run that finds checkpoints there goes on from the newest that is whole."""
+    """Run folder: config.yaml, metrics.csv, events.jsonl, run.json, lives.json, warnings.log,
+    checkpoints/, and DONE, REQUEUE or HANG. A run that finds checkpoints there goes on from the
+    newest that is whole."""
 
     wandb: Literal["off", "offline", "online"] = "offline"
     """Weights & Biases: `offline` writes into the run folder, `wandb sync` uploads it later."""
@@ -49,6 +51,9 @@ class RunConfig:
 
     health: HealthConfig = field(default_factory=HealthConfig)
     """How the modalities share the space, measured while training."""
+
+    watch: WatchConfig = field(default_factory=WatchConfig)
+    """What ends a run that hangs or is no longer finite, and what it says of itself."""
 
     progress_bar: bool = True
     """Show a progress bar."""
@@ -82,8 +87,8 @@ class RunConfig:
             every_steps=self.checkpoint_steps,
             asynchronous=self.async_checkpoints,
         )
-        callbacks: list[Callback] = [StopOnSignal(checkpoints), LearningRateMonitor(), checkpoints]
-        callbacks.append(RunRecord(self.dir))
+        callbacks: list[Callback] = [RunRecord(self.dir), *self.watch.callbacks(self.dir)]
+        callbacks += [StopOnSignal(checkpoints), LearningRateMonitor(), checkpoints]
         if self.health.every_steps:
             callbacks.append(HealthMonitor(self.health))
         return [*callbacks, RichProgressBar()] if self.progress_bar else callbacks

@@ -33,12 +33,14 @@ class StopOnSignal(pl.Callback):
         """Listen from the start; the last run's files say nothing about this one."""
         stop_flag.listen()
         if trainer.is_global_zero:
-            for name in ("DONE", "REQUEUE"):
+            for name in ("DONE", "REQUEUE", "HANG"):
                 (Path(trainer.default_root_dir) / name).unlink(missing_ok=True)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen again: Lightning has set handlers of its own."""
         stop_flag.listen()
+        # Had its handler met a signal in between, it would end the run before anything is saved.
+        trainer._signal_connector.received_sigterm = False
 
     def on_train_batch_end(
         self,
@@ -70,3 +72,9 @@ class StopOnSignal(pl.Callback):
         if trainer.is_global_zero:
             name = "REQUEUE" if self.stopped else "DONE"
             (Path(trainer.default_root_dir) / name).write_text(f"step {trainer.global_step}\n")
+
+
+def was_stopped(trainer: pl.Trainer) -> bool:
+    """Whether a run ended because it was asked to, with all saved."""
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return any(isinstance(one, StopOnSignal) and one.stopped for one in callbacks)

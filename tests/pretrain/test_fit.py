@@ -16,6 +16,7 @@ import torch
 from pretrain.checkpoint_choice import find_checkpoint
 from pretrain.embed import embed
 from pretrain.export import export, read_weights
+from pretrain.run_log import read_events
 
 pytestmark = pytest.mark.ranks
 SCRIPT = Path(__file__).with_name("two_rank_fits.py")
@@ -91,6 +92,21 @@ def test_a_signal_in_one_rank_stops_both_and_is_told_from_a_finished_run(
 ) -> None:
     assert (runs / f"{name}_resumed_0").read_text() == "True"
     assert (runs / f"{name}_resumed_1").read_text() == "True"
+
+
+def test_the_run_log_tells_both_lives(runs: Path) -> None:
+    events = read_events(runs / "zero2_resumed")
+    told = [(one["event"], one["rank"]) for one in events]
+    rare = [one for one in told if one[0] not in ("save", "validation")]
+    first, second = [("start", 0), ("signal", 1), ("end", 0)], [("start", 0), ("resume", 0)]
+    assert rare == [*first, *second, ("end", 0)]
+    assert told.index(("save", 0)) < told.index(("end", 0))
+    (resume,) = [one for one in events if one["event"] == "resume"]
+    assert (resume["file"], resume["step"]) == ("last.ckpt", 3)
+    assert [one["life"] for one in events if one["event"] == "start"] == [1, 2]
+    assert [one["status"] for one in events if one["event"] == "end"] == ["stopped", "done"]
+    last = [one for one in events if one["event"] == "validation"][-1]
+    assert "val/recall@20" in last["metrics"]
 
 
 @pytest.mark.parametrize("name", ["zero2", "everything"])

@@ -39,6 +39,7 @@ def test_measures_of_points_that_can_be_counted_by_hand() -> None:
     two_to_one = torch.diag(torch.tensor([2.0, 1.0]))
     entropy = math.log(3) - 2 / 3 * math.log(2)
     torch.testing.assert_close(effective_rank(two_to_one), torch.tensor(math.exp(entropy)))
+    assert effective_rank(torch.tensor([[1.0, math.nan], [0.0, 1.0]])).isnan()
     torch.testing.assert_close(knock_out_effect(east, north), torch.tensor(1.0))
     assert knock_out_effect(east, 3 * east) == 0
 
