@@ -6,6 +6,7 @@ So the batch files' own part (launch, signals, requeue, exit codes) is tested in
 each; `STAND_IN` is one of
   done       pretrain: rank 0 writes DONE
   wait       pretrain: as `done`, but the first life waits for a signal and rank 0 writes REQUEUE
+  hang       as `done`, but the first life's ranks write HANG and end with 76, one after the other
   forget     ends with 0 and writes nothing
   die        rank 1 fails at once while the others stay
   misparse   --print_config fails
@@ -57,6 +58,10 @@ def main() -> int:
                 break
             time.sleep(0.1)
     run_dir = value("--run.dir")
+    if behaviour == "hang" and life == "0":
+        (Path(str(run_dir)) / "HANG").touch()
+        time.sleep(rank)
+        return 76
     if run_dir and rank == 0 and behaviour != "forget":
         (Path(run_dir) / ("REQUEUE" if signals else "DONE")).touch()
     return 0

@@ -27,6 +27,20 @@ def test_a_signalled_run_is_requeued_and_goes_on_with_another_port(
     assert not (stand_in.folder / "run" / "REQUEUE").exists()
 
 
+def test_a_run_that_hung_is_requeued_as_often_as_allowed(
+    slurm: "Slurm", scripts: Path, stand_in: "StandIn"
+) -> None:
+    hangs = (*TWO_BY_TWO, scripts / "pretrain.sbatch")
+    job = stand_in.submit(*hangs, behaviour="hang", MAX_RESTARTS="0")
+    assert slurm.wait(job, seconds=60) == "FAILED"
+    assert slurm.jobs(job)[0]["ExitCode"] == "3:0"
+    job = stand_in.submit(*hangs, behaviour="hang")
+    assert slurm.wait(job, seconds=60) == "COMPLETED", stand_in.output()
+    assert "hung (see" in stand_in.output()
+    assert "everything saved" not in stand_in.output()
+    assert not (stand_in.folder / "run" / "HANG").exists()
+
+
 def test_restarts_are_bounded(slurm: "Slurm", scripts: Path, stand_in: "StandIn") -> None:
     job = stand_in.submit(
         *TWO_BY_TWO, scripts / "pretrain.sbatch", behaviour="wait", MAX_RESTARTS="0"
