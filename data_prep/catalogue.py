@@ -8,6 +8,7 @@ from data_prep.cleaning import Ledger, write_samples
 from data_prep.columns import ItemColumns, UserColumns
 from data_prep.engines import Engine, count_rows
 from data_prep.parquet_files import ROW_GROUP_ROWS, write_parquet
+from data_prep.privacy import Privacy
 from data_prep.sources import MISREAD_SHARE, Source, open_source, refuse_misread_ids
 
 if TYPE_CHECKING:
@@ -29,12 +30,13 @@ class Catalogue:
 
 
 def read_catalogue(
-    engine: Engine, columns: ItemColumns, *, ledger: Ledger, samples: Path
+    engine: Engine, columns: ItemColumns, *, privacy: Privacy, ledger: Ledger, samples: Path
 ) -> Catalogue:
     """Open the items and number them; `samples` is the file for some of those set aside."""
     import ibis
 
     source = open_source(engine, columns.path, setting="items", unique=columns.item)
+    source = privacy.items(source, columns.item)
     ids = source.table.select(item_id=source.ids(columns.item, setting="item"))
     rows_in = count_rows(engine, ids)
     ids = ids.filter(ids.item_id.notnull())
@@ -69,12 +71,18 @@ def read_catalogue(
 
 
 def write_users(
-    engine: Engine, columns: UserColumns | None, *, users: "ir.Table", path: Path
+    engine: Engine,
+    columns: UserColumns | None,
+    *,
+    users: "ir.Table",
+    privacy: Privacy,
+    path: Path,
 ) -> None:
     """Write user_row, user_id and the features; unknown users have null features."""
     table = users.select("user_row", "user_id")
     if columns is not None:
         source = open_source(engine, columns.path, setting="users", unique=columns.user)
+        source = privacy.users(source, columns.user)
         ids = source.ids(columns.user, setting="user")
         if ids.type() != table.user_id.type():
             raise ValueError(

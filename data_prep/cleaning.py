@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import ibis.expr.types as ir
     import pyarrow as pa
 
+    from data_prep.privacy import Privacy
+
 logger = logging.getLogger(__name__)
 
 SAMPLE_ROWS = 100
@@ -62,10 +64,12 @@ def open_log(
     columns: InteractionColumns | ImpressionColumns,
     *,
     setting: str,
+    privacy: "Privacy",
     catalogue: "ir.Table",
 ) -> Log:
     """Open the interactions or the impressions; `catalogue` has every item's id and row."""
     source = open_source(engine, columns.path, setting=setting)
+    source = privacy.items(privacy.users(source, columns.user), columns.item)
     typed = source.table.select(**_typed_columns(source, columns, catalogue=catalogue))
     if source.is_text:
         typed = engine.keep(f"{setting}_typed", typed)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.checksums import file_checksum
+from data_prep.credentials import hide_credentials
 from data_prep.item_shards import is_finished, plan_item_shards
 from data_prep.manifest import FileEntry, Manifest
 from data_prep.parquet_files import write_parquet
@@ -71,11 +72,14 @@ def write_manifest(config: ShardConfig, *, keep_work: bool) -> Manifest:
         ],
         quarantine=dict(sorted(quarantine.items())),
         filters=report.filters,
-        config={
-            name: value
-            for name, value in dataclasses.asdict(config).items()
-            if name not in NOT_IN_RESULT
-        },
+        config=hide_credentials(
+            {
+                name: value
+                for name, value in dataclasses.asdict(config).items()
+                if name not in NOT_IN_RESULT
+            }
+        ),
+        privacy=report.privacy,
         extra=_read_extra(config),
         source_fingerprint=report.fingerprint,
     )

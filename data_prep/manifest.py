@@ -88,6 +88,9 @@ class Manifest:
     filters: list[FilterCount]
     config: dict[str, Any]
     """The resolved settings of `python -m data_prep shard` that decide its result."""
+    privacy: dict[str, Any] = field(default_factory=dict)
+    """Which ids are keyed hashes and a fingerprint of the key; how many users were to be forgotten,
+    how many of them each table had, and the SHA-256 of the list. Empty: nothing of the kind."""
     extra: dict[str, Any] = field(default_factory=dict)
     """What the raw tables came with, such as the toy world's best reachable AUC."""
     source_fingerprint: str = ""
@@ -127,6 +130,7 @@ class Manifest:
                 f"{path}: found format and schema {found}, this code reads "
                 f"{(FORMAT, SCHEMA_VERSION)}; re-run python -m data_prep shard"
             )
+        raw.setdefault("privacy", {})  # datasets of before have none
         known = {one.name for one in dataclasses.fields(Manifest)}
         if missing := known - raw.keys():
             raise ValueError(

@@ -6,6 +6,7 @@ read, cleaned, joined and sorted in one query, whose result is numbered and coun
 """
 
 import logging
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from data_prep.item_lookup import ONLY_SHOWN_ID, ItemLookup
 from data_prep.log_filters import check_splits, given_cutoffs, keep_core, quantile_cutoffs
 from data_prep.manifest import Cutoffs, Features
 from data_prep.parquet_files import ROW_GROUP_ROWS, write_parquet
+from data_prep.privacy import Privacy
 from data_prep.raw_files import RawFiles
 from data_prep.records import QUARANTINE_DIR
 from data_prep.settings import ShardConfig, expand_path
@@ -60,6 +62,7 @@ def build_tables(config: ShardConfig) -> TablesReport:
         ) from error
     finally:
         engine.close()
+        shutil.rmtree(work.ids, ignore_errors=True)  # raw ids beside their hashes
     report.save(work)
     return report
 
@@ -75,6 +78,7 @@ class _Relational:
         self.work = work
         self.fingerprint = fingerprint
         self.ledger = Ledger()
+        self.privacy = Privacy(engine, config.privacy, folder=work.ids, ledger=self.ledger)
         self.num_users = 0
 
     def run(self) -> TablesReport:
@@ -83,6 +87,7 @@ class _Relational:
             catalogue = read_catalogue(
                 self.engine,
                 self.config.items,
+                privacy=self.privacy,
                 ledger=self.ledger,
                 samples=self.work.dataset_dir / QUARANTINE_DIR / "items.parquet",
             )
@@ -95,7 +100,13 @@ class _Relational:
         path = self.work.seen_users
         with _step("users: written"):
             users = self.engine.read(RawFiles([path], "parquet", "seen_users", str(path), None))
-            write_users(self.engine, self.config.users, users=users, path=self.work.users)
+            write_users(
+                self.engine,
+                self.config.users,
+                users=users,
+                privacy=self.privacy,
+                path=self.work.users,
+            )
         counts = dict(events.totals)
         if impressions is not None:
             with _step("impressions: sorted and split"):
@@ -106,11 +117,18 @@ class _Relational:
                 counts |= shown
         check_splits(self.config, counts, cutoffs=events.cutoffs, newest_event=events.newest)
         counts |= {"items": catalogue.num_items, "users": self.num_users}
+        self.privacy.check_found()
         return self._report(catalogue, events, counts)
 
     def _open(self, setting: str, catalogue: Catalogue) -> Log:
         columns = getattr(self.config, setting)
-        return open_log(self.engine, columns, setting=setting, catalogue=catalogue.rows)
+        return open_log(
+            self.engine,
+            columns,
+            setting=setting,
+            privacy=self.privacy,
+            catalogue=catalogue.rows,
+        )
 
     def _sort(
         self, interactions: Log, impressions: Log | None, catalogue: Catalogue
@@ -232,6 +250,7 @@ class _Relational:
             vector_widths=catalogue.vector_widths,
             quarantine=self.ledger.quarantine,
             filters=self.ledger.filters,
+            privacy=self.privacy.record,
         )
 
 

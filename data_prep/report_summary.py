@@ -15,6 +15,7 @@ def summary(facts: ReportFacts) -> list[str]:
     return [
         *_sizes(facts),
         _rows_left_out(facts),
+        *_privacy(facts),
         *_missing(facts),
         _cold(facts),
         _distributions(facts),
@@ -88,6 +89,21 @@ def _rows_left_out(facts: ReportFacts) -> str:
         if left_out
     ]
     return f"Filters left out {', '.join(parts)}." if parts else "No filter left a row out."
+
+
+def _privacy(facts: ReportFacts) -> Iterator[str]:
+    record = facts.manifest.privacy
+    if hashed := record.get("hashed_ids"):
+        yield (
+            f"Ids of {' and '.join(f'{kind}s' for kind in hashed)} are keyed hashes; the key's "
+            f"fingerprint is {record['key_fingerprint']}."
+        )
+    if forget := record.get("forget"):
+        found = [f"{count:,} in {table}" for table, count in forget["users_found"].items()]
+        yield (
+            f"{forget['ids']:,} users were to be forgotten and are in no table; the raw tables had "
+            f"{', '.join(found)}."
+        )
 
 
 def _missing(facts: ReportFacts) -> Iterator[str]:

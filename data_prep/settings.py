@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_prep.columns import ImpressionColumns, InteractionColumns, ItemColumns, UserColumns
+from data_prep.privacy_settings import PrivacyConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +174,8 @@ class ShardConfig:
     """The CTR task; null: none."""
     filter: FilterConfig = field(default_factory=FilterConfig)
     """What is left out of the log."""
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    """Whose rows never reach the dataset, and whose ids are written as keyed hashes."""
     pictures: PictureConfig = field(default_factory=PictureConfig)
     """How pictures are stored."""
     sounds: SoundConfig = field(default_factory=SoundConfig)

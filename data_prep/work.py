@@ -4,10 +4,14 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from data_prep.credentials import hide_credentials
 from data_prep.manifest import Cutoffs, Features, FilterCount
+from data_prep.privacy import privacy_state
+from data_prep.privacy_settings import PrivacyConfig
 from data_prep.raw_files import find_files
 from data_prep.records import (
     ITEMS_FILE,
@@ -36,6 +40,7 @@ class WorkFiles:
         self.events = self.dir / "events.arrow"
         self.seen_users = self.dir / "seen_users.parquet"
         self.content = self.dir / "content.parquet"
+        self.ids = self.dir / "ids"
 
     def item_receipt(self, shard: int) -> Path:
         """What is known of a finished item tar."""
@@ -87,6 +92,7 @@ class TablesReport:
     vector_widths: dict[str, int]
     quarantine: dict[str, int]
     filters: list[FilterCount]
+    privacy: dict[str, Any] = field(default_factory=dict)
 
     def save(self, work: WorkFiles) -> None:
         """Write tables.json."""
@@ -137,5 +143,9 @@ def source_fingerprint(config: ShardConfig) -> str:
     settings = {name: value for name, value in settings.items() if name not in NOT_IN_RESULT}
     for setting in {str(state[0]) for state in states} - {"extra"}:
         del settings[setting]["path"]
+    del settings["privacy"]
+    if config.privacy != PrivacyConfig():
+        states.append(["privacy", *privacy_state(config.privacy)])
+    settings = hide_credentials(settings)  # new ones make no other dataset
     text = json.dumps([settings, states], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
