@@ -1,7 +1,8 @@
 """events.jsonl in the run folder: what happened to a run, one line of JSON an event.
 
-Every line has `time` (UTC), `rank` and `event`: start, resume, save, save_failed, validation, spike,
-nonfinite, signal, hang or end. Rank 0 writes what all ranks know; another rank what only it can know.
+Every line has `time` (UTC), `rank` and `event`: start, resume, save, save_failed, validation,
+spike, nonfinite, signal, hang or end. Rank 0 writes what all ranks know; another rank what only it
+can know.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
 import io
+import resource
+import struct
+import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -117,6 +120,46 @@ def test_the_pixel_limit_is_read_from_the_header(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fail)
     assert prepare_picture(bomb, SETTINGS) == "over_pixel_limit"
+
+
+def with_size(payload: bytes, format: str, *, width: int, height: int) -> bytes:
+    """A picture whose header claims another size; what follows no longer fits it."""
+    changed = bytearray(payload)
+    match format:
+        case "JPEG":
+            at = payload.index(b"\xff\xc0") + 5
+            changed[at : at + 4] = struct.pack(">HH", height, width)
+        case "PNG":
+            changed[16:24] = struct.pack(">II", width, height)
+            changed[29:33] = struct.pack(">I", zlib.crc32(changed[12:29]))
+        case "WEBP":
+            at = payload.index(b"\x9d\x01\x2a") + 3
+            changed[at : at + 4] = struct.pack("<HH", width, height)
+        case "AVIF":
+            at = payload.index(b"ispe") + 8
+            changed[at : at + 8] = struct.pack(">II", width, height)
+        case "GIF":
+            changed[6:10] = struct.pack("<HH", width, height)
+        case "BMP":
+            changed[18:26] = struct.pack("<ii", width, height)
+        case "TIFF":
+            for tag, value in ((256, width), (257, height)):
+                at = payload.index(struct.pack("<HHI", tag, 4, 1)) + 8
+                changed[at : at + 4] = struct.pack("<I", value)
+        case "PPM":
+            return payload.replace(b"P6\n30 30", b"P6\n%d %d" % (width, height))
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM"])
+def test_a_bomb_of_any_format_is_refused_by_its_header(format: str) -> None:
+    payload = encode(Image.new("RGB", (30, 30), "red"), format)
+    bomb = with_size(payload, format, width=16_000, height=16_000)
+    assert bomb != payload
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert prepare_picture(bomb, PictureConfig()) == "over_pixel_limit"
+    grown_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    assert grown_mb < 100  # its pixels would take 750
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
