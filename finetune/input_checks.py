@@ -25,7 +25,8 @@ def check_split(table: pa.Table, dataset: Dataset, split: str) -> None:
     """Refuse impressions whose columns, catalogue rows or labels are not what a run reads."""
     where = f"{dataset.dir}/ctr/{split}"
     features = dataset.manifest.features
-    check_columns(table, (*_SPLIT_COLUMNS, *features.context), where=where)
+    needed = (*_SPLIT_COLUMNS, *features.context, *features.label, *features.exposure)
+    check_columns(table, needed, where=where)
     check_columns(dataset.users, features.user, where=f"{dataset.dir}, users")
     check_columns(dataset.items, features.item, where=f"{dataset.dir}, items")
     _check_rows(table["user_row"], dataset.num_users, where=f"{where}, user_row")

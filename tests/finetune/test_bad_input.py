@@ -95,6 +95,16 @@ def test_a_split_without_a_column_names_it(
         fit(one_epoch(fit_config, damaged))
 
 
+@pytest.mark.parametrize("column", ["like", "propensity"])
+def test_a_split_without_a_label_or_a_fact_of_exposure_names_it(
+    column: str, rich_dir: Path, tmp_path: Path
+) -> None:
+    damaged = shutil.copytree(rich_dir, tmp_path / "damaged")
+    dataset = rewrite(damaged, "ctr/train/*.parquet", lambda table: table.drop_columns(column))
+    with pytest.raises(ValueError, match=rf"ctr/train: found .* expected also \['{column}'\]"):
+        read_split(dataset, "train")
+
+
 def test_a_catalogue_without_a_feature_names_it(damaged: Path, fit_config: FitConfig) -> None:
     rewrite(damaged, "items.parquet", lambda table: table.drop_columns("price"))
     with pytest.raises(ValueError, match=r"items: found .* expected also \['price'\]"):
