@@ -27,7 +27,16 @@ from rich.table import Table
 from torch import Tensor
 
 from data_prep.records import replace_file
-from pretrain.blend_samples import Question, draw_sample
+from pretrain.blend_places import (
+    PlaceConfig,
+    Places,
+    best_numbers,
+    closed_items,
+    groups_of,
+    ranks_in_kind,
+    values_of_numbers,
+)
+from pretrain.blend_samples import Question, Sources, chunks_of, draw_sample, open_question
 from pretrain.blend_signals import SignalConfig, Signals
 from pretrain.case_times import TimestampUnit
 from pretrain.knock_out import refuse_knock_out, without_of_vectors
@@ -45,16 +54,32 @@ class Blend:
     weights: Mapping[str, float]
     """Signal → its weight."""
 
+    places: Places | None = None
+    """Of the first k, those that are kept for new items; None: none are."""
+
     newest_event: int | None = None
     """Newest event of the cases, logs and release it was learnt on, unix milliseconds; None: not
     known."""
 
-    def scores(self, signals: Signals, cases: slice) -> Tensor:
-        """Weighted sum of the signals [B, N].
+    def scores(self, signals: Signals, cases: slice, *, ranked_N: Tensor | None = None) -> Tensor:
+        """Weighted sum of the signals [B, N], with the kept places on top.
+
+        `ranked_N` says which items are ranked, where not all are.
 
         Raises:
             ValueError: other signals than those that were learnt on.
         """
+        total_BN = self.sums(signals, cases)
+        if self.places is None:
+            return total_BN
+        asked = signals.asked
+        closed_BN = closed_items(asked, cases, ranked_N=ranked_N, num_items=total_BN.shape[1])
+        return self.places.keep(
+            total_BN, asked.history_BL[cases], new_N=signals.new_N, closed_BN=closed_BN
+        )
+
+    def sums(self, signals: Signals, cases: slice) -> Tensor:
+        """Weighted sum of the signals [B, N]; refuses other signals than were learnt on."""
         total_BN: Tensor | float = 0.0
         found = []
         for name, values_BN in signals.each(cases):
@@ -79,6 +104,7 @@ def blend(
     items: Path | None = None,
     users: Path | None = None,
     signals: SignalConfig | None = None,
+    places: PlaceConfig | None = None,
     max_cases: int = 1000,
     max_candidates: int = 4096,
     l2: float = 1e-3,
@@ -100,6 +126,7 @@ def blend(
         items: Parquet with item_id and the column `signals.born`.
         users: Parquet with user_id and the user features that `released` reads.
         signals: which signals there are.
+        places: of each list, how many places are kept for items that nobody chose in the log.
         max_cases: most cases that are learnt on, of all questions together.
         max_candidates: most candidates a case, drawn evenly.
         l2: penalty on the squared weights.
@@ -119,25 +146,32 @@ def blend(
     if not questions:
         raise ValueError("questions: found none, expected at least one")
     rng = np.random.default_rng(seed)
+    sources = Sources(
+        vectors=vectors,
+        released=released,
+        items=items,
+        users=users,
+        config=signals,
+        timestamp_unit=timestamp_unit,
+        allow_look_ahead=allow_look_ahead,
+    )
     sampled = [
         draw_sample(
             question,
             rng,
-            vectors=vectors,
-            released=released,
-            items=items,
-            users=users,
-            config=signals,
+            sources,
             num_cases=max(1, max_cases // len(questions)),
             max_candidates=max_candidates,
-            timestamp_unit=timestamp_unit,
-            allow_look_ahead=allow_look_ahead,
         )
         for question in questions
     ]
     weights, losses = fit_weights(
         [one.values_BKS for one in sampled], names=sampled[0].names, l2=l2
     )
+    kept = None
+    if places is not None and places.new_weight > 0:
+        learnt = Blend(signals=signals, weights=weights)
+        kept = learn_places(questions, learnt, rng, sources, config=places)
     newest = [event for one in sampled if (event := one.times.newest()) is not None]
     about = {
         "questions": [
@@ -152,6 +186,7 @@ def blend(
         "schema_version": SCHEMA_VERSION,
         "signals": dataclasses.asdict(signals),
         "weights": weights,
+        "places": None if kept is None else dataclasses.asdict(kept),
         "newest_event": max(newest, default=None),
         "about": about,
     }
@@ -163,6 +198,52 @@ def blend(
     for name, weight in sorted(weights.items(), key=lambda pair: -abs(pair[1])):
         table.add_row(name, f"{weight:+.3f}")
     Console().print(table)
+    if kept is not None:
+        Console().print(f"places for new items among {kept.k}: {kept.numbers} by {kept.shares}")
+
+
+def learn_places(
+    questions: list[Question],
+    learnt: Blend,
+    rng: np.random.Generator,
+    sources: Sources,
+    *,
+    config: PlaceConfig,
+) -> Places:
+    """The numbers of places that give the most on these questions, each of the same weight."""
+    num_groups = len(config.shares) + 1
+    value_GQ = np.zeros((num_groups, config.k + 1))
+    for question in questions:
+        num_cases = max(1, config.max_cases // len(questions))
+        opened = open_question(question, rng, sources, num_cases=num_cases)
+        asked, new_N = opened.asked, opened.signals.new_N
+        ranked_N = torch.zeros(opened.num_items, dtype=torch.bool)
+        ranked_N[torch.from_numpy(opened.ranked_C)] = True
+        rank_BTs = [
+            ranks_in_kind(
+                learnt.sums(opened.signals, cases),
+                asked.targets_BT[cases],
+                new_N=new_N,
+                closed_BN=closed_items(asked, cases, ranked_N=ranked_N, num_items=opened.num_items),
+            )
+            for cases in chunks_of(asked, description=f"places in {question.cases.name}")
+        ]
+        value_GQ += values_of_numbers(
+            torch.cat(rank_BTs),
+            new_BT=new_N.bool()[asked.targets_BT.clamp(min=0)],
+            users_B=asked.users_B,
+            groups_B=groups_of(
+                asked.history_BL, new_N=new_N, latest=config.latest, shares=config.shares
+            ),
+            num_groups=num_groups,
+            config=config,
+        )
+    return Places(
+        k=config.k,
+        latest=config.latest,
+        shares=config.shares,
+        numbers=best_numbers(value_GQ),
+    )
 
 
 def load_blend(path: Path) -> Blend:
@@ -183,20 +264,22 @@ def load_blend(path: Path) -> Blend:
         weights = {str(name): float(weight) for name, weight in found["weights"].items()}
         if not all(map(math.isfinite, weights.values())):
             raise ValueError("weights that are not finite")
-        entries: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in found["signals"].items()
-        }
-        newest = found.get("newest_event")
+        newest, places = found.get("newest_event"), found.get("places")
         return Blend(
-            signals=SignalConfig(**entries),
+            signals=SignalConfig(**_tuples(found["signals"])),
             weights=weights,
+            places=None if places is None else Places(**_tuples(places)),
             newest_event=None if newest is None else int(newest),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path}: found {error}, expected what python -m pretrain blend wrote; learn it again"
         ) from error
+
+
+def _tuples(found: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON's lists as the tuples that settings hold."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
 
 
 def fit_weights(

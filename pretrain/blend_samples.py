@@ -6,6 +6,7 @@ Shapes: B cases, N catalogue items, C candidates, K sampled ones, S signals.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +15,10 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from pretrain.blend_signals import SignalConfig, open_signals
+from pretrain.blend_signals import SignalConfig, Signals, open_signals
 from pretrain.case_masks import mask_choices
 from pretrain.case_times import CaseTimes, TimestampUnit
-from pretrain.cases import Cases, read, read_cases, read_catalogue, rows_of
+from pretrain.cases import Cases, Rows, read, read_cases, read_catalogue, rows_of
 from pretrain.metrics import PADDING
 from pretrain.scorers import open_release, released_scorer
 
@@ -39,6 +40,34 @@ class Question:
     """item_id of what is ranked; null: the whole catalogue."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Beside the questions, what their signals are made of; see `blend.blend`."""
+
+    vectors: list[Path]
+    released: Path | None
+    items: Path | None
+    users: Path | None
+    config: SignalConfig
+    timestamp_unit: TimestampUnit
+    allow_look_ahead: bool
+
+
+@dataclass(frozen=True)
+class OpenQuestion:
+    """Some cases of a question, and their signals."""
+
+    asked: Cases
+    signals: Signals
+    ranked_C: Rows
+    """Catalogue rows of what is ranked."""
+
+    num_items: int
+    """Of the catalogue."""
+
+    times: CaseTimes
+
+
 @dataclass(frozen=True)
 class Sample:
     """Drawn cases and candidates of one question."""
@@ -50,21 +79,11 @@ class Sample:
     times: CaseTimes
 
 
-def draw_sample(
-    question: Question,
-    rng: np.random.Generator,
-    *,
-    vectors: list[Path],
-    released: Path | None,
-    items: Path | None,
-    users: Path | None,
-    config: SignalConfig,
-    num_cases: int,
-    max_candidates: int,
-    timestamp_unit: TimestampUnit,
-    allow_look_ahead: bool,
-) -> Sample:
-    """Draw cases and candidates, and compute their signals."""
+def open_question(
+    question: Question, rng: np.random.Generator, sources: Sources, *, num_cases: int
+) -> OpenQuestion:
+    """Draw cases, and open their signals."""
+    config, vectors, released = sources.config, sources.vectors, sources.released
     columns = [*config.content, *(["aligned", "event"] if released else [])]
     catalogue, vector_NDs = read_catalogue(vectors, columns=list(dict.fromkeys(columns)), tables=[])
     everything = mask_choices(
@@ -81,11 +100,12 @@ def draw_sample(
         cases=question.cases,
         newest={} if opened is None else {"released": opened.newest_event},
         train=question.train,
-        timestamp_unit=timestamp_unit,
-        allowed=allow_look_ahead,
+        timestamp_unit=sources.timestamp_unit,
+        allowed=sources.allow_look_ahead,
     )
     release = None
     if opened is not None:
+        users = sources.users
         release = released_scorer(
             opened,
             asked,
@@ -99,30 +119,47 @@ def draw_sample(
         config=config,
         catalogue=catalogue,
         vector_NDs=vector_NDs,
-        items=items,
+        items=sources.items,
         release=release,
     )
     ranked_C = np.arange(len(catalogue))
     if question.candidates is not None:
         table = read(question.candidates, "item_id")
         ranked_C = rows_of(table, catalogue=catalogue, where=question.candidates)
-    columns_BK = _draw_candidates(asked, ranked_C, rng, size=max_candidates)
+    return OpenQuestion(asked, signals, ranked_C, len(catalogue), times)
+
+
+def draw_sample(
+    question: Question,
+    rng: np.random.Generator,
+    sources: Sources,
+    *,
+    num_cases: int,
+    max_candidates: int,
+) -> Sample:
+    """Draw cases and candidates, and compute their signals."""
+    opened = open_question(question, rng, sources, num_cases=num_cases)
+    columns_BK = _draw_candidates(opened.asked, opened.ranked_C, rng, size=max_candidates)
     names: list[str] = []
     parts = []
-    for start in track(
-        range(0, len(drawn_B), CHUNK), description=f"signals of {question.cases.name}"
-    ):
-        cases = slice(start, min(start + CHUNK, len(drawn_B)))
+    for cases in chunks_of(opened.asked, description=f"signals of {question.cases.name}"):
         chosen_BK = columns_BK[cases]
         values = {
             name: values_BN.expand(len(chosen_BK), -1).gather(1, chosen_BK.clamp(min=0))
-            for name, values_BN in signals.each(cases)
+            for name, values_BN in opened.signals.each(cases)
         }
         names = list(values)
         values_BKS = torch.stack(list(values.values()), dim=2)
         values_BKS[..., 0].masked_fill_(chosen_BK == PADDING, math.nan)
         parts.append(values_BKS)
-    return Sample(names, torch.cat(parts), times)
+    return Sample(names, torch.cat(parts), opened.times)
+
+
+def chunks_of(asked: Cases, *, description: str) -> Iterator[slice]:
+    """Slices of the cases, with a progress bar."""
+    count = len(asked.users_B)
+    for start in track(range(0, count, CHUNK), description=description):
+        yield slice(start, min(start + CHUNK, count))
 
 
 def draw_cases(users_B: Tensor, rng: np.random.Generator, *, num_cases: int) -> np.ndarray:

@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pretrain.baselines import ContentKNN, Floats
+from pretrain.baselines import Baseline, ContentKNN, Floats
+from pretrain.blend_tastes import birth_affinity, log_odds_of_new, popularity_gap
 from pretrain.cases import Cases, columns_of, read, read_choices, rows_of
 from pretrain.content_ease import ContentEASE
 from pretrain.scorers import Scorer, baseline_scorer
@@ -44,6 +45,11 @@ class SignalConfig:
     recent_share: float = 0.1
     """The latest share of the log whose choices are counted apart; needs a column `timestamp`."""
 
+    latest: int = 0
+    """So many latest events of a history, which must be in order of time, are asked apart: EASE and
+    content kNN rank by them too, and what they say of the user's taste for new, popular and young
+    items are signals (`blend_tastes.py`); 0: none of it."""
+
     born: str = ""
     """Column of the items that says when each came into the world; empty: items have no age."""
 
@@ -56,6 +62,8 @@ class SignalConfig:
     def __post_init__(self) -> None:
         if not self.content:
             raise ValueError("content: found no column, expected at least one")
+        if self.latest < 0:
+            raise ValueError(f"latest: found {self.latest}, expected 0 (none) or more events")
         if not 0 < self.recent_share < 1:
             raise ValueError(f"recent_share: found {self.recent_share}, expected between 0 and 1")
         if list(self.age_edges) != sorted(set(self.age_edges)) or not self.age_edges:
@@ -97,13 +105,16 @@ class Signals:
         count_N = np.bincount(log.train_UN.indices, minlength=log.train_UN.shape[1])
         new_N = count_N == 0
         ease = ContentEASE(together_NF, l2=config.ease_l2, content_weight=config.content_weight)
-        self.systems: dict[str, Scorer] = {
-            "ease": baseline_scorer(ease.fit(log.train_UN), asked),
-            **{
-                f"knn_{name}": baseline_scorer(ContentKNN(unit_NF), asked)
-                for name, unit_NF in content.items()
-            },
+        models: dict[str, Baseline] = {
+            "ease": ease.fit(log.train_UN),
+            **{f"knn_{name}": ContentKNN(unit_NF) for name, unit_NF in content.items()},
         }
+        self.systems = {name: baseline_scorer(model, asked) for name, model in models.items()}
+        self.asked = asked
+        self.lately = asked.latest(config.latest) if config.latest else None
+        if self.lately is not None:
+            for name, model in models.items():
+                self.systems[f"{name}_lately"] = baseline_scorer(model, self.lately)
         if release is not None:
             self.systems["release"] = release
         expected_N = expected_log_count(together_NF, count_N)
@@ -127,12 +138,13 @@ class Signals:
         """Name and values [B, N] (or [1, N], the same for all cases) of each signal."""
         for name, scores_of in self.systems.items():
             scores_BN = _standardised_rows(scores_of(cases).float())
-            if name == "ease":
+            if name.startswith("ease"):
                 scores_BN = scores_BN.asinh()
             yield name, scores_BN
             yield f"{name}_of_new", scores_BN * self.new_N
         for name, fact_N in self.facts.items():
             yield name, fact_N[None]
+        yield from self._tastes(cases)
         if self.born_N is not None:
             now_B1 = self.now_B[cases, None]
             if self.config.born_unit == "year":
@@ -145,6 +157,18 @@ class Signals:
                 inside_BN = (group_BN == group).float()
                 yield name, inside_BN
                 yield f"{name}_of_new", inside_BN * self.new_N
+
+    def _tastes(self, cases: slice) -> Iterator[tuple[str, Tensor]]:
+        if self.lately is None:
+            return
+        history_BL = self.lately.history_BL[cases]
+        yield "new_lately", log_odds_of_new(history_BL, new_N=self.new_N)[:, None] * self.new_N
+        gap_BN = popularity_gap(history_BL, log_count_N=self.facts["log_count"])
+        yield "popularity_gap_of_known", gap_BN * (1 - self.new_N)
+        if self.born_N is not None:
+            affinity_BN = birth_affinity(history_BL, born_N=self.born_N)
+            yield "birth_affinity", affinity_BN
+            yield "birth_affinity_of_new", affinity_BN * self.new_N
 
 
 def open_signals(

@@ -6,7 +6,7 @@ U users of the training table, D vector width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +54,18 @@ class Cases:
     def has_times(self) -> bool:
         """Whether the table says when its questions were asked."""
         return bool((self.at_times_B > 1).any())
+
+    def latest(self, count: int) -> Cases:
+        """The same questions, asked by the last `count` events of each history."""
+        seen_BL = self.history_BL != PADDING
+        late_BL = seen_BL & (seen_BL.sum(1, keepdim=True) - seen_BL.cumsum(1) < count)
+        case, place = late_BL.nonzero(as_tuple=True)
+        rows = self.history_BL[case, place].numpy()
+        history_BN = sp.csr_matrix(
+            (np.ones(len(rows), np.float32), (case.numpy(), rows)), shape=self.history_BN.shape
+        )
+        history_BL = self.history_BL.masked_fill(~late_BL, PADDING)
+        return replace(self, history_BL=history_BL, history_BN=history_BN)
 
     def take(self, rows: Rows) -> Cases:
         """These cases, in this order."""

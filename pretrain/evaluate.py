@@ -61,7 +61,6 @@ def evaluate(
     note: str = "",
     items: Path | None = None,
     blend: Path | None = None,
-    new_item_boost: float = 0.0,
     knock_outs: list[Path] | None = None,
     timestamp_unit: TimestampUnit = "auto",
     allow_look_ahead: bool = False,
@@ -102,8 +101,6 @@ def evaluate(
             slices of items that lack one, and with the column that a blend's `born` names. Warm,
             cold and tail items are slices where `train` is.
         blend: what python -m pretrain blend wrote; `ours_blended` then ranks with it and `train`.
-        new_item_boost: added to the blended score of items that nobody chose in `train`: more of
-            them are found, at the price of others. To be chosen on validation.
         knock_outs: folders of python -m pretrain embed --without by the same release, on the same
             items as `vectors`: each is ranked too, as `ours_without_<modality>`. Where `vectors`
             themselves are such, all that uses them is named so.
@@ -213,9 +210,12 @@ def evaluate(
             items=items,
             release=release,
         )
-        boost_N = new_item_boost * signals.new_N
-        blended = knocked_out(BLENDED, without)
-        ranked(blended, lambda rows: learnt.scores(signals, rows) + boost_N)
+        ranked_N = torch.zeros(len(catalogue), dtype=torch.bool)
+        ranked_N[torch.from_numpy(rows_C)] = True
+        ranked(
+            knocked_out(BLENDED, without),
+            lambda rows: learnt.scores(signals, rows, ranked_N=ranked_N),
+        )
     about = {
         "n_cases": len(asked.users_B),
         "n_candidates": len(rows_C),

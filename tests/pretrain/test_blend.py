@@ -1,5 +1,6 @@
 """Blending scores: signals by their definition, weights that are learnt, files that are refused."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import scipy.sparse as sp
 import torch
 
 from pretrain.blend import blend, fit_weights, load_blend
+from pretrain.blend_places import PlaceConfig
 from pretrain.blend_samples import Question, draw_cases
 from pretrain.blend_signals import (
     Log,
@@ -79,13 +81,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 CONFIG = SignalConfig(ease_l2=10.0, content_weight=1.0, born="year")
 
 
-def learn(folder: Path, out: Path, config: SignalConfig = CONFIG) -> Path:
+def learn(
+    folder: Path, out: Path, config: SignalConfig = CONFIG, *, places: PlaceConfig | None = None
+) -> Path:
     blend(
         [Question(cases=folder / "valid.parquet", train=folder / "train.parquet")],
         out,
         vectors=[folder / "vectors.parquet"],
         items=folder / "items.parquet",
         signals=config,
+        places=places,
         timestamp_unit="s",
     )
     return out
@@ -108,6 +113,30 @@ def test_a_blend_finds_new_items_that_no_system_alone_finds(folder: Path, tmp_pa
     assert max(alone) < 0.5
     about = json.loads(out.read_text())["about"]
     assert about["log_loss"]["learnt"] < about["log_loss"]["even"]
+
+
+def test_places_and_tastes_are_kept_in_the_file(folder: Path, tmp_path: Path) -> None:
+    """All that was chosen was new, so that all places are for new items."""
+    config = dataclasses.replace(CONFIG, latest=2)
+    learn(folder, tmp_path / "without.json", config)
+    out = learn(folder, tmp_path / "blend.json", config, places=PlaceConfig(new_weight=1.0, k=2))
+    found, plain = load_blend(out), load_blend(tmp_path / "without.json")
+    assert found.weights == plain.weights
+    assert plain.places is None
+    assert found.places is not None
+    assert found.places.numbers[0] == 2
+    assert {"ease_lately", "knn_raw_lately_of_new", "new_lately"} <= set(found.weights)
+    result = evaluate(
+        folder / "test.parquet",
+        tmp_path / "metrics.json",
+        train=folder / "train.parquet",
+        vectors=[folder / "vectors.parquet"],
+        items=folder / "items.parquet",
+        blend=out,
+        k=2,
+        timestamp_unit="s",
+    )["catalogue"]
+    assert result["ours_blended"]["recall@2"] == 1.0
 
 
 def test_signals_of_another_kind_are_refused(folder: Path, tmp_path: Path) -> None:
