@@ -30,11 +30,11 @@ from data_prep.records import replace_file
 from pretrain.blend_places import (
     PlaceConfig,
     Places,
-    best_numbers,
+    Ranked,
     closed_items,
-    groups_of,
+    learn_places,
+    ranked_targets,
     ranks_in_kind,
-    values_of_numbers,
 )
 from pretrain.blend_samples import Question, Sources, chunks_of, draw_sample, open_question
 from pretrain.blend_signals import SignalConfig, Signals
@@ -169,9 +169,11 @@ def blend(
         [one.values_BKS for one in sampled], names=sampled[0].names, l2=l2
     )
     kept = None
-    if places is not None and places.new_weight > 0:
+    if places is not None and places.new_weight is not None:
         learnt = Blend(signals=signals, weights=weights)
-        kept = learn_places(questions, learnt, rng, sources, config=places)
+        kept = learn_places(
+            [rank_kinds(one, learnt, rng, sources, config=places) for one in questions], places
+        )
     newest = [event for one in sampled if (event := one.times.newest()) is not None]
     about = {
         "questions": [
@@ -198,52 +200,31 @@ def blend(
     for name, weight in sorted(weights.items(), key=lambda pair: -abs(pair[1])):
         table.add_row(name, f"{weight:+.3f}")
     Console().print(table)
-    if kept is not None:
-        Console().print(f"places for new items among {kept.k}: {kept.numbers} by {kept.shares}")
 
 
-def learn_places(
-    questions: list[Question],
+def rank_kinds(
+    question: Question,
     learnt: Blend,
     rng: np.random.Generator,
     sources: Sources,
     *,
     config: PlaceConfig,
-) -> Places:
-    """The numbers of places that give the most on these questions, each of the same weight."""
-    num_groups = len(config.shares) + 1
-    value_GQ = np.zeros((num_groups, config.k + 1))
-    for question in questions:
-        num_cases = max(1, config.max_cases // len(questions))
-        opened = open_question(question, rng, sources, num_cases=num_cases)
-        asked, new_N = opened.asked, opened.signals.new_N
-        ranked_N = torch.zeros(opened.num_items, dtype=torch.bool)
-        ranked_N[torch.from_numpy(opened.ranked_C)] = True
-        rank_BTs = [
-            ranks_in_kind(
-                learnt.sums(opened.signals, cases),
-                asked.targets_BT[cases],
-                new_N=new_N,
-                closed_BN=closed_items(asked, cases, ranked_N=ranked_N, num_items=opened.num_items),
-            )
-            for cases in chunks_of(asked, description=f"places in {question.cases.name}")
-        ]
-        value_GQ += values_of_numbers(
-            torch.cat(rank_BTs),
-            new_BT=new_N.bool()[asked.targets_BT.clamp(min=0)],
-            users_B=asked.users_B,
-            groups_B=groups_of(
-                asked.history_BL, new_N=new_N, latest=config.latest, shares=config.shares
-            ),
-            num_groups=num_groups,
-            config=config,
+) -> Ranked:
+    """Rank the targets of a question among their kind."""
+    opened = open_question(question, rng, sources, num_cases=config.max_cases)
+    asked, new_N = opened.asked, opened.signals.new_N
+    ranked_N = torch.zeros(opened.num_items, dtype=torch.bool)
+    ranked_N[torch.from_numpy(opened.ranked_C)] = True
+    rank_BTs = [
+        ranks_in_kind(
+            learnt.sums(opened.signals, cases),
+            asked.targets_BT[cases],
+            new_N=new_N,
+            closed_BN=closed_items(asked, cases, ranked_N=ranked_N, num_items=opened.num_items),
         )
-    return Places(
-        k=config.k,
-        latest=config.latest,
-        shares=config.shares,
-        numbers=best_numbers(value_GQ),
-    )
+        for cases in chunks_of(asked, description=f"places in {question.cases.name}")
+    ]
+    return ranked_targets(torch.cat(rank_BTs), asked, new_N=new_N, latest=config.latest)
 
 
 def load_blend(path: Path) -> Blend:

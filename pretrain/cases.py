@@ -57,8 +57,7 @@ class Cases:
 
     def latest(self, count: int) -> Cases:
         """The same questions, asked by the last `count` events of each history."""
-        seen_BL = self.history_BL != PADDING
-        late_BL = seen_BL & (seen_BL.sum(1, keepdim=True) - seen_BL.cumsum(1) < count)
+        late_BL = latest_events(self.history_BL, count)
         case, place = late_BL.nonzero(as_tuple=True)
         rows = self.history_BL[case, place].numpy()
         history_BN = sp.csr_matrix(
@@ -79,6 +78,12 @@ class Cases:
             times_BL=self.times_BL[chosen],
             at_times_B=self.at_times_B[chosen],
         )
+
+
+def latest_events(history_BL: Tensor, count: int) -> Tensor:
+    """Which events are among the last `count` of their history; bool [B, L]."""
+    seen_BL = history_BL != PADDING
+    return seen_BL & (seen_BL.sum(1, keepdim=True) - seen_BL.cumsum(1) < count)
 
 
 def read_catalogue(

@@ -116,27 +116,48 @@ def test_a_blend_finds_new_items_that_no_system_alone_finds(folder: Path, tmp_pa
 
 
 def test_places_and_tastes_are_kept_in_the_file(folder: Path, tmp_path: Path) -> None:
-    """All that was chosen was new, so that all places are for new items."""
+    """Half of the choices are new: a list of two gets one place for them, or both."""
+    cases = pq.read_table(folder / "valid.parquet")
+    known = [[(one[0] - 4) % 30] for one in cases["history"].to_pylist()[::2]]
+    targets = [*known, *cases["targets"].to_pylist()[1::2]]
+    order = np.argsort(np.r_[np.arange(0, 60, 2), np.arange(1, 60, 2)])
+    mixed = cases.set_column(
+        cases.column_names.index("targets"), "targets", lists([targets[place] for place in order])
+    )
+    unseen = [
+        not set(history) & set(target)
+        for history, target in zip(
+            mixed["history"].to_pylist(), mixed["targets"].to_pylist(), strict=True
+        )
+    ]
+    pq.write_table(mixed.filter(pa.array(unseen)), tmp_path / "valid.parquet")
     config = dataclasses.replace(CONFIG, latest=2)
-    learn(folder, tmp_path / "without.json", config)
-    out = learn(folder, tmp_path / "blend.json", config, places=PlaceConfig(new_weight=1.0, k=2))
+    (tmp_path / "train.parquet").symlink_to(folder / "train.parquet")
+    for name in ("vectors", "items"):
+        (tmp_path / f"{name}.parquet").symlink_to(folder / f"{name}.parquet")
+    learn(tmp_path, tmp_path / "without.json", config)
+    places = PlaceConfig(new_weight=100.0, k=2)
+    out = learn(tmp_path, tmp_path / "blend.json", config, places=places)
     found, plain = load_blend(out), load_blend(tmp_path / "without.json")
     assert found.weights == plain.weights
     assert plain.places is None
     assert found.places is not None
-    assert found.places.numbers[0] == 2
+    assert found.places.new_found[2] > 0
     assert {"ease_lately", "knn_raw_lately_of_new", "new_lately"} <= set(found.weights)
-    result = evaluate(
-        folder / "test.parquet",
-        tmp_path / "metrics.json",
-        train=folder / "train.parquet",
-        vectors=[folder / "vectors.parquet"],
-        items=folder / "items.parquet",
-        blend=out,
-        k=2,
-        timestamp_unit="s",
-    )["catalogue"]
-    assert result["ours_blended"]["recall@2"] == 1.0
+    recalls = [
+        evaluate(
+            folder / "test.parquet",
+            tmp_path / "metrics.json",
+            train=folder / "train.parquet",
+            vectors=[folder / "vectors.parquet"],
+            items=folder / "items.parquet",
+            blend=file,
+            k=2,
+            timestamp_unit="s",
+        )["catalogue"]["ours_blended"]["recall@2"]
+        for file in (out, tmp_path / "without.json")
+    ]
+    assert recalls[0] == 1.0 > recalls[1]  # two of the new ones are of each taste
 
 
 def test_signals_of_another_kind_are_refused(folder: Path, tmp_path: Path) -> None:
