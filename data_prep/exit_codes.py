@@ -6,6 +6,7 @@ USER_ERROR = 2
 STOPPED = 75
 HUNG = 76
 NOT_FINITE = 77
+SUPERSEDED = 78
 
 MEANINGS = {
     DONE: "done",
@@ -14,6 +15,7 @@ MEANINGS = {
     STOPPED: "pretrain fit: asked to stop, all saved: the same command goes on",
     HUNG: "pretrain fit: nothing done for run.watch.hang_minutes, see stacks-rank-*.txt",
     NOT_FINITE: "pretrain fit: a loss or gradient was not finite, see events.jsonl",
+    SUPERSEDED: "pretrain fit: another life of this run has begun, which goes on",
 }
 
 

@@ -6,7 +6,7 @@ run.dir/checkpoints/
     state.ckpt                of one process or DDP
     zero/*.pt                 of DeepSpeed, the files of every rank
   step-120.validation.json    what validation found at that step
-  step-140.partial/           being written, or left by a kill; removed at the next start
+  step-140.0a1b2c3d.partial/  being written, or left by a kill; removed at the next start
   step-100.damaged-1/         did not verify; yours to look at and delete
 """
 
@@ -312,7 +312,7 @@ def remove_left_overs(checkpoints: Path) -> None:
     """Remove what a run that was killed left half written or half removed."""
     for path in checkpoints.iterdir() if checkpoints.is_dir() else ():
         if path.suffix in (PARTIAL, REMOVED, ".tmp"):
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)  # a life that was left over may still write
         elif path.name.endswith(VALIDATION):
             if not path.with_name(path.name.removesuffix(VALIDATION)).exists():
                 path.unlink()

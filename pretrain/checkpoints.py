@@ -1,7 +1,7 @@
 """The callback that saves, keeps and chooses the checkpoints of a run; files: checkpoint_files.py.
 
-Every rank writes its own files into `step-N.partial` and reads them again. When all have, rank 0
-adds the manifest and renames the folder, so that a kill at any moment leaves either a whole
+Every rank writes its own files into `step-N.LIFE.partial` and reads them again. When all have,
+rank 0 adds the manifest and renames the folder, so that a kill at any moment leaves either a whole
 checkpoint or none, and only then deletes older ones. A save that fails on any rank leaves nothing.
 """
 
@@ -50,6 +50,7 @@ from pretrain.checkpoint_state import (
     tensor_bytes,
 )
 from pretrain.collectives import gather_objects, sum_over_ranks
+from pretrain.life import Life, Superseded
 from pretrain.resume import align_logged_step, validate_again, validation_follows
 from pretrain.run_log import RunLog
 from pretrain.run_record import versions
@@ -89,6 +90,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
         monitor: str | None,
         every_steps: int | None,
         asynchronous: bool,
+        life: Life,
     ) -> None:
         """Where, how often, and which stay.
 
@@ -98,7 +100,9 @@ class Checkpoints(pl.callbacks.Checkpoint):
             monitor: metric of validation that the best are chosen by, higher is better.
             every_steps: interval in optimizer steps; None saves after epochs only.
             asynchronous: write from a copy in memory while training goes on.
+            life: this start of the run; one that another has followed saves nothing.
         """
+        self.life = life
         self.folder, self.keep, self.monitor = folder, keep, monitor
         self.every_steps, self.asynchronous = every_steps, asynchronous
         self.saved_step: int | None = None
@@ -116,10 +120,12 @@ class Checkpoints(pl.callbacks.Checkpoint):
 
         Raises:
             ValueError: every checkpoint is damaged, or they are of another strategy.
+            Superseded: a later life of the same job has begun.
         """
         if stage != "fit":
             return
         layout = layout_of(trainer)
+        self.life.begin()
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_left_overs(self.folder)
@@ -253,18 +259,28 @@ class Checkpoints(pl.callbacks.Checkpoint):
             files={},
         )
         partial = folder_of(self.folder, step)
-        partial = partial.with_name(partial.name + PARTIAL)
+        # Of this life alone: one that was left over may be writing the same step.
+        partial = partial.with_name(f"{partial.name}.{self.life.name}{PARTIAL}")
         written = self._writer.submit(_write, files, partial)
         self._flight = Flight(partial, manifest, written)
         self.saved_step = step
         return self._finish(trainer) if wait or not self.asynchronous else None
 
     def _finish(self, trainer: pl.Trainer) -> str | None:
-        """Wait for the save on its way and put it in place; a collective. What went wrong."""
+        """Wait for the save on its way and put it in place; a collective. What went wrong.
+
+        Raises:
+            Superseded: another life of this run has begun.
+        """
         assert self._flight is not None
         flight, self._flight = self._flight, None
         everyone: list[Written] = gather_objects(flight.written.result())
         error = next((one.error for one in everyone if one.error), None)
+        try:
+            self.check_life(trainer)
+        except Superseded:
+            shutil.rmtree(flight.folder, ignore_errors=True)
+            raise
         if error is None and trainer.is_global_zero:
             sums = {name: found for one in everyone for name, found in one.sums.items()}
             try:
@@ -283,6 +299,21 @@ class Checkpoints(pl.callbacks.Checkpoint):
         if trainer.is_global_zero:
             self._note(flight.manifest, error)
         return error
+
+    def check_life(self, trainer: pl.Trainer) -> None:
+        """Whether the folder is still this life's; a collective.
+
+        Raises:
+            Superseded: it is not, on every rank.
+        """
+        fault = None
+        if trainer.is_global_zero:
+            try:
+                self.life.check()
+            except Superseded as error:
+                fault = str(error)
+        if fault := gather_objects(fault)[0]:
+            raise Superseded(fault)
 
     def _note(self, manifest: Manifest, error: str | None) -> None:
         """Write into the run's log how a save ended."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from data_prep.credentials import hide_in_logs, without_credentials
-from data_prep.exit_codes import MEANINGS, NOT_FINITE, STOPPED, USER_ERROR
+from data_prep.exit_codes import MEANINGS, NOT_FINITE, STOPPED, SUPERSEDED, USER_ERROR
 
 if TYPE_CHECKING:
     from pretrain.lightning_cli import PretrainCLI
@@ -71,6 +71,7 @@ def fit(args: list[str]) -> None:
     """Train, from the newest checkpoint of the run folder that is whole, where there is one."""
     cli = parse_run(args, command="fit")
     from pretrain.export import check_same_run
+    from pretrain.life import Superseded
     from pretrain.nonfinite import NotFiniteError
     from pretrain.stop import was_stopped
 
@@ -81,10 +82,10 @@ def fit(args: list[str]) -> None:
         check_same_run(cli.run_config.dir, cli.model.encoders, dataset=cli.datamodule.dataset)
     try:
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoints)
-    except NotFiniteError as error:
+    except (NotFiniteError, Superseded) as error:
         if cli.trainer.is_global_zero:
             print(f"pretrain fit: {error}", file=sys.stderr)
-        sys.exit(NOT_FINITE)
+        sys.exit(NOT_FINITE if isinstance(error, NotFiniteError) else SUPERSEDED)
     # Of rank 0 alone, which has written what there is to write: srun and torchrun end all ranks as
     # soon as one ends with another code than 0.
     if was_stopped(cli.trainer) and cli.trainer.is_global_zero:

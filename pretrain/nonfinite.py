@@ -150,4 +150,3 @@ class NonFinite(pl.Callback):
             f"{self.run_log.path} says more. Lower optim.lr, look at the batch, or set "
             "run.watch.nonfinite to skip"
         )
-

@@ -15,6 +15,7 @@ from pretrain.checkpoint_choice import has_checkpoints
 from pretrain.checkpoint_policy import KeepConfig
 from pretrain.checkpoints import Checkpoints
 from pretrain.health_monitor import HealthConfig, HealthMonitor
+from pretrain.life import Life
 from pretrain.run_record import RunRecord
 from pretrain.stop import StopOnSignal
 from pretrain.watch import WatchConfig
@@ -25,9 +26,9 @@ class RunConfig:
     """One training run."""
 
     dir: Path
-    """Run folder: config.yaml, metrics.csv, events.jsonl, run.json, lives.json, warnings.log,
-    checkpoints/, and DONE, REQUEUE or HANG. A run that finds checkpoints there goes on from the
-    newest that is whole."""
+    """Run folder: config.yaml, metrics.csv, events.jsonl, run.json, life.json, lives.json,
+    warnings.log, checkpoints/, and DONE, REQUEUE or HANG. A run that finds checkpoints there goes
+    on from the newest that is whole."""
 
     wandb: Literal["off", "offline", "online"] = "offline"
     """Weights & Biases: `offline` writes into the run folder, `wandb sync` uploads it later."""
@@ -86,6 +87,7 @@ class RunConfig:
             monitor=self.monitor,
             every_steps=self.checkpoint_steps,
             asynchronous=self.async_checkpoints,
+            life=Life(self.dir),
         )
         callbacks: list[Callback] = [RunRecord(self.dir), *self.watch.callbacks(self.dir)]
         callbacks += [StopOnSignal(checkpoints), LearningRateMonitor(), checkpoints]

@@ -66,9 +66,14 @@ class StopOnSignal(pl.Callback):
         trainer.should_stop = True
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write DONE or REQUEUE; a late signal must not fail a run that has finished."""
+        """Write DONE or REQUEUE; a late signal must not fail a run that has finished.
+
+        Raises:
+            Superseded: another life of this run has begun, whose place it is to say.
+        """
         stop_flag.ignore()
         stop_flag.received.clear()
+        self.checkpoints.check_life(trainer)
         if trainer.is_global_zero:
             name = "REQUEUE" if self.stopped else "DONE"
             (Path(trainer.default_root_dir) / name).write_text(f"step {trainer.global_step}\n")
