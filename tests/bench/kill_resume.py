@@ -3,8 +3,9 @@
 A small model with dropout, ids and a queue of past vectors trains under ZeRO-2 on two processes.
 A trial kills it (SIGKILL) a few times, at moments drawn over the whole run or in the middle of a
 save, then lets it end and compares its weights and the samples of every epoch with those of a run
-nobody disturbed. Elastic runs, without dropout, go from two processes to one and back under each
-strategy. Stopped runs get SIGUSR1, as from Slurm.
+nobody disturbed; every other trial writes its checkpoints beside training. Elastic runs, without
+dropout, go from two processes to one and back under each strategy. Stopped runs get SIGUSR1, as
+from Slurm. Mutations damage a checkpoint of the undisturbed run.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 BEGIN = time.monotonic()
+from checkpoint_mutations import RAN, run_mutations  # noqa: E402
 from resume_lives import History, history, start_life  # noqa: E402
 
 from pretrain.checkpoint_choice import find_checkpoint  # noqa: E402
@@ -56,7 +58,7 @@ SETTINGS = f"""
 --run.checkpoint_steps {SAVE_STEPS} --run.keep.last 2
 """.split()
 WITHOUT_DROPOUT = "--model.encoders.dropout 0 --model.encoders.user.dropout 0".split()
-STRATEGIES = ("zero2", "ddp", "zero1", "zero3")
+STRATEGIES = ("zero3", "ddp", "zero1", "zero2")
 
 
 @dataclass
@@ -68,7 +70,8 @@ class Outcome:
     trials: int = 0
     equal: int = 0
     exact: int = 0
-    steps_lost: list[int] = field(default_factory=list)
+    steps_lost: dict[bool, list[int]] = field(default_factory=lambda: {False: [], True: []})
+    """By whether checkpoints were written beside training."""
     save_s: list[float] = field(default_factory=list)
     first_step_s: list[float] = field(default_factory=list)
 
@@ -145,14 +148,13 @@ def same_weights(left: Path, right: Path) -> bool:
 
 def killed_runs(world: World, *, kills: int, rng: random.Random) -> Outcome:
     """Trials of a few kills each."""
-    found, words = Outcome(), world.words("zero2")
-    if not kills:
-        return found
-    whole, whole_s = world.whole("whole", words)
+    found = Outcome()
+    whole, whole_s = world.whole("whole", world.words("zero2"))
     expected = history(whole)
     log.info("undisturbed: %.1f s, %d steps", whole_s, len(expected.losses))
     while found.kills < kills:
-        run_dir = world.folder / f"killed-{found.trials}"
+        run_dir, beside = world.folder / f"killed-{found.trials}", bool(found.trials % 2)
+        words = world.words("zero2", "--run.async_checkpoints", str(beside).lower())
         for _ in range(min(KILLS_A_TRIAL, kills - found.kills)):
             how = kill_once(words, run_dir, rng, whole_s=whole_s)
             if how == "ended":
@@ -164,19 +166,14 @@ def killed_runs(world: World, *, kills: int, rng: random.Random) -> Outcome:
         found.trials += 1
         found.equal += same_weights(whole, run_dir) and seen.losses == expected.losses
         found.exact += seen.windows == expected.windows
-        add(found, seen)
+        found.steps_lost[beside] += seen.steps_lost
+        found.save_s += seen.save_s
+        found.first_step_s += seen.first_step_s
         log.info("%d kills (%d in a save), %d of %d trials equal, %d exact, lost %s", found.kills,
                  found.kills_in_saves, found.equal, found.trials, found.exact,
                  seen.steps_lost)  # fmt: skip
         shutil.rmtree(run_dir)
     return found
-
-
-def add(found: Outcome, seen: History) -> None:
-    """Count what one run measured."""
-    found.steps_lost += seen.steps_lost
-    found.save_s += seen.save_s
-    found.first_step_s += seen.first_step_s
 
 
 def elastic_runs(world: World, *, count: int, rng: random.Random) -> tuple[int, float]:
@@ -228,17 +225,21 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--elastic", type=int, default=10)
     parser.add_argument("--stops", type=int, default=5)
+    parser.add_argument("--mutations", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="a few of each: does it run?")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
-    kills, elastic, stops = (3, 1, 1) if args.quick else (args.kills, args.elastic, args.stops)
+    kills, elastic, stops, mutations = (
+        (3, 1, 1, 50) if args.quick else (args.kills, args.elastic, args.stops, args.mutations)
+    )
     rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as temporary:
         world = World(Path(temporary))
         found = killed_runs(world, kills=kills, rng=rng)
         exact, gap = elastic_runs(world, count=elastic, rng=rng)
         lost = stopped_runs(world, count=stops, rng=rng)
+        mutated = run_mutations(world.folder / "whole/checkpoints", count=mutations, seed=args.seed)
     outcome = {
         "name": "kill_resume",
         "kills": found.kills,
@@ -253,16 +254,18 @@ def main() -> int:
         "first_step_seconds": spread(found.first_step_s),
         "import_seconds": round(IMPORT_S, 2),
         "save_interval_steps": SAVE_STEPS,
-        "steps_lost": spread([float(one) for one in found.steps_lost]),
+        "steps_lost": spread(found.steps_lost[False]),
+        "steps_lost_beside": spread(found.steps_lost[True]),
         "steps_lost_on_signals": lost,
+        "mutations": mutated | {"code_ran": Path(RAN).exists()},
     }
     print(json.dumps(outcome))
-    lost_most = max(found.steps_lost, default=0) <= SAVE_STEPS and not any(lost)
+    lost_most = max(found.steps_lost[False], default=0) <= SAVE_STEPS and not any(lost)
     whole = found.equal == found.exact == found.trials and exact == elastic
     return 0 if whole and lost_most else 1
 
 
-def spread(values: list[float]) -> dict[str, float]:
+def spread(values: list[float] | list[int]) -> dict[str, float]:
     """Median and largest."""
     if not values:
         return {}
