@@ -1,6 +1,5 @@
 """A dataset folder as its readers see it: numpy and Arrow, no torch."""
 
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -22,6 +21,7 @@ from data_prep.records import (
     Split,
     impressions_file,
 )
+from data_prep.tar_reading import read_members
 from data_prep.user_blocks import EVENT_TYPES, UserBlock, decode_block
 
 
@@ -116,16 +116,14 @@ class Dataset:
 
 
 def _read_blocks(path: Path) -> Iterator[UserBlock]:
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                file = tar.extractfile(member)
-                if file is not None:
-                    yield decode_block(file.read())
-    except (tarfile.TarError, ValueError) as error:
-        raise ValueError(
-            f"{path}: cannot be read ({error}); run python -m data_prep verify"
-        ) from error
+    for member, payload in read_members(path):
+        try:
+            yield decode_block(payload)
+        except ValueError as error:
+            raise ValueError(
+                f"{path}: member {member.name!r} cannot be read ({error}); run python -m data_prep "
+                "verify"
+            ) from error
 
 
 def open_dataset(dataset_dir: Path | str) -> Dataset:

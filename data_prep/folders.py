@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.checksums import file_checksum
+from data_prep.credentials import HIDDEN
 from data_prep.manifest import FileEntry, Manifest
 from data_prep.records import MANIFEST_FILE, replace_file
 
@@ -105,6 +106,11 @@ def open_folder(dataset_dir: Path | str) -> tuple[Folder, Manifest]:
     from filelock import FileLock
 
     url = url_of(dataset_dir)
+    if url is not None and HIDDEN in url:
+        raise ValueError(
+            f"{url}: is from a saved config, and credentials are never saved; give dataset_dir "
+            "again, or leave them to the environment variables of the store"
+        )
     if url is None:
         return Folder(Path(dataset_dir)), Manifest.load(Path(dataset_dir))
     source, remote = _open_url(f"{url}/{MANIFEST_FILE}")

@@ -14,6 +14,13 @@ from data_prep.records import (
     LabelType,
     replace_file,
 )
+from data_prep.settings import TokenConfig
+from data_prep.typed_json import from_json
+
+MOST = 1 << 53
+"""No count or time is above it."""
+MOST_WIDE = 1 << 20
+"""No vector is wider."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +37,15 @@ class FileEntry:
 
     def __post_init__(self) -> None:
         path = PurePosixPath(self.path)
-        if path.is_absolute() or ".." in path.parts:
+        if path.is_absolute() or ".." in path.parts or "\0" in self.path or self.path in ("", "."):
             raise ValueError(
                 f"{MANIFEST_FILE}: found a file {self.path!r}, expected paths inside the dataset "
                 "folder; use a dataset of a source that you trust"
+            )
+        if not 0 <= self.bytes < MOST or not 0 <= self.samples < MOST:
+            raise ValueError(
+                f"{MANIFEST_FILE}: found {self.bytes:,} bytes and {self.samples:,} samples of "
+                f"{self.path!r}, expected what a file can have; re-run python -m data_prep shard"
             )
 
 
@@ -120,7 +132,7 @@ class Manifest:
             )
         try:
             raw = json.loads(path.read_bytes())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"{path}: found no valid JSON ({error}); re-run python -m data_prep shard"
             ) from error
@@ -137,10 +149,54 @@ class Manifest:
                 f"{path}: found no {sorted(missing)}, expected every field of schema "
                 f"{SCHEMA_VERSION}; re-run python -m data_prep shard"
             )
-        parts = {
-            "cutoffs": Cutoffs(**raw["cutoffs"]),
-            "features": Features(**raw["features"]),
-            "files": [FileEntry(**entry) for entry in raw["files"]],
-            "filters": [FilterCount(**entry) for entry in raw["filters"]],
+        try:
+            manifest = from_json(Manifest, {key: raw[key] for key in known}, where=str(path))
+        except ValueError as error:
+            raise ValueError(f"{error}; re-run python -m data_prep shard") from error
+        manifest.check_plausible(path)
+        return manifest
+
+    def check_plausible(self, path: Path) -> None:
+        """Refuse what no dataset has, before anything is sized or divided by it.
+
+        Raises:
+            ValueError: it names what.
+        """
+        counts, cutoffs = self.counts, self.cutoffs
+        names = [entry.path for entry in self.files]
+        # Bounds that are wide, as the tables themselves say what there is.
+        wrong = {
+            "cutoffs": not 0 < cutoffs.valid_start < cutoffs.test_start < MOST,
+            "newest_train_event": not self.newest_train_event < cutoffs.valid_start,
+            "newest_event": not self.newest_train_event <= self.newest_event < MOST,
+            "counts": not all(0 <= count < MOST for count in counts.values()),
+            "counts.items_per_shard": not 1 <= counts.get("items_per_shard", 0) < MOST,
+            "files": len(set(names)) < len(names),
+            "filters": not all(0 <= f.rows_out <= f.rows_in < MOST for f in self.filters),
         }
-        return Manifest(**({key: raw[key] for key in known} | parts))
+        wrong |= {f"counts.{name}": name not in counts for name in ("items", "users", "events")}
+        wrong |= {
+            f"modalities.{name}": not _is_modality(entry) for name, entry in self.modalities.items()
+        }
+        if found := [name for name, is_wrong in wrong.items() if is_wrong]:
+            raise ValueError(
+                f"{path}: found values of {', '.join(found)} that no dataset has; re-run python -m "
+                "data_prep shard, or use a dataset of a source that you trust"
+            )
+
+
+def _is_modality(entry: dict[str, Any]) -> bool:
+    width, fields, tokens = (entry.get(n) for n in ("width", "fields", "tokens"))
+    return (
+        (width is None or (type(width) is int and 1 <= width <= MOST_WIDE))
+        and (fields is None or (type(fields) is list and all(type(f) is str for f in fields)))
+        and (tokens is None or _is_tokens(tokens))
+    )
+
+
+def _is_tokens(entry: object) -> bool:
+    try:
+        from_json(TokenConfig, entry, where="tokens")
+    except ValueError:
+        return False
+    return True

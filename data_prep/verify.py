@@ -19,6 +19,7 @@ from data_prep.records import (
     decode_npy,
 )
 from data_prep.records import item_key as make_item_key
+from data_prep.tar_reading import list_members
 from data_prep.tars import BLOCK, tar_headers
 from data_prep.user_blocks import BLOCK_MEMBER, UserBlock, decode_block
 
@@ -47,9 +48,19 @@ def find_damage(dataset_dir: Path) -> Iterator[str]:
             )
         if not entry.path.endswith(".tar"):
             continue
-        index = entries[entry.path.removesuffix(".tar") + ".index.arrow"]
+        index = entries.get(entry.path.removesuffix(".tar") + ".index.arrow")
+        if index is None:
+            yield f"{entry.path}: no index in the manifest; re-run python -m data_prep shard"
+            continue
         yield from _check_members(dataset_dir, entry, index=index, payload=payload)
-        if not damaged:
+        if damaged:
+            continue
+        try:
+            for _ in list_members(path):
+                pass
+        except ValueError as error:  # a checksum can be made to fit; no other reader is to see it
+            yield str(error)
+        else:
             yield from _read_with_webdataset(path, entry)
     listed = {(dataset_dir / entry.path).resolve() for entry in manifest.files}
     for found in sorted([*dataset_dir.glob("items/*.tar"), *dataset_dir.glob("users/*.tar")]):

@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 import yaml
 from numpy.typing import NDArray
 
+from data_prep.credentials import hide_credentials
 from data_prep.folders import open_folder
 from data_prep.records import MANIFEST_FILE, replace_file
 from finetune.content_settings import ContentConfig
@@ -183,9 +184,11 @@ def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_config(config: object, run_dir: Path) -> None:
-    """Write the resolved settings."""
+    """Write the resolved settings, without credentials in URLs."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / CONFIG_FILE).write_text(yaml.safe_dump(plain(config), sort_keys=False))
+    (run_dir / CONFIG_FILE).write_text(
+        yaml.safe_dump(hide_credentials(plain(config)), sort_keys=False)
+    )
 
 
 def write_history(history: Sequence[Mapping[str, float]], run_dir: Path) -> None:
@@ -205,7 +208,7 @@ def write_predictions(table: pa.Table, path: Path) -> None:
 
 def write_json(content: Mapping[str, Any], path: Path) -> None:
     """Write under a temporary name, then rename; figures that do not exist become null."""
-    text = json.dumps(_without_nan(content), indent=2, ensure_ascii=False)
+    text = json.dumps(hide_credentials(_without_nan(content)), indent=2, ensure_ascii=False)
     replace_file(path, (text + "\n").encode())
 
 

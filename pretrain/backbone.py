@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from data_prep.sounds import MAX_RATE
+
 Library = Literal["open_clip", "transformers", "efficientnet_lite", "conv", "given"]
 
 
@@ -71,9 +73,9 @@ class TowerConfig:
     def __post_init__(self) -> None:
         if self.library not in ("given", "conv") and not self.name:
             raise ValueError(f"a {self.library} tower needs a name, e.g. ViT-B-32; found none")
-        if self.image_size < 8 or self.max_tokens < 2:
+        if not 8 <= self.image_size <= 4096 or not 2 <= self.max_tokens <= 1 << 16:
             raise ValueError(
-                f"tower {self.name}: image_size must be at least 8 and max_tokens at least 2, "
+                f"tower {self.name}: image_size must be 8 to 4096 and max_tokens 2 to 65536, "
                 f"got {self.image_size} and {self.max_tokens}"
             )
         if self.top_k < 1 or self.lora_rank < 1 or self.lora_alpha <= 0:
@@ -81,11 +83,15 @@ class TowerConfig:
                 f"tower {self.name}: top_k and lora_rank must be at least 1 and lora_alpha "
                 f"positive, got {self.top_k}, {self.lora_rank} and {self.lora_alpha}"
             )
-        if self.max_frames < 1 or self.sample_rate < 1000 or self.max_seconds <= 0:
+        if (
+            not 1 <= self.max_frames <= 100
+            or not 1000 <= self.sample_rate <= MAX_RATE
+            or not 0 < self.max_seconds <= 3600
+        ):
             raise ValueError(
-                f"tower {self.name}: max_frames must be at least 1, sample_rate at least 1000 and "
-                f"max_seconds positive, got {self.max_frames}, {self.sample_rate} and "
-                f"{self.max_seconds}"
+                f"tower {self.name}: max_frames must be 1 to 100, sample_rate 1000 to {MAX_RATE} "
+                f"and max_seconds above 0 and up to 3600, got {self.max_frames}, "
+                f"{self.sample_rate} and {self.max_seconds}"
             )
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from data_prep.checksums import file_checksum
 from data_prep.dataset import Dataset, open_dataset
 from data_prep.manifest import Manifest
 from data_prep.records import MANIFEST_FILE, replace_file
@@ -20,14 +22,8 @@ from pretrain.checkpoint_choice import find_checkpoint
 from pretrain.checkpoint_files import STATE_FILE, ZERO_FOLDER, no_code
 from pretrain.model import ModelConfig
 from pretrain.preprocess import TextPreprocessor, build_preprocessors
-from pretrain.release import (
-    CONFIG_FILE,
-    ID_MAP_FILE,
-    WEIGHTS_FILE,
-    ReleaseConfig,
-    build_released_model,
-    file_sha256,
-)
+from pretrain.release import build_released_model, file_sha256
+from pretrain.release_config import CONFIG_FILE, ID_MAP_FILE, WEIGHTS_FILE, ReleaseConfig
 from pretrain.tuning import merge_tuned
 from pretrain.user_features import UserColumn
 
@@ -155,8 +151,16 @@ def export(run_dir: Path, out_dir: Path, *, dataset_dir: Path, checkpoint: str =
         if isinstance(preprocessor, TextPreprocessor):
             preprocessor.save(out_dir / "tokenizer")
     replace_file(out_dir / "README.md", card(config, dataset.manifest, source=source).encode())
-    replace_file(out_dir / CONFIG_FILE, config.to_json().encode())
+    replace_file(out_dir / CONFIG_FILE, with_digests(config, out_dir).to_json().encode())
     log.info("released %s from %s", out_dir, source)
+
+
+def with_digests(config: ReleaseConfig, folder: Path) -> ReleaseConfig:
+    """The config with checksums of the folder's weights, id map and tokenizer."""
+    paths = [folder / WEIGHTS_FILE, folder / ID_MAP_FILE]
+    paths += sorted(path for path in (folder / "tokenizer").rglob("*") if path.is_file())
+    digests = {path.relative_to(folder).as_posix(): file_checksum(path) for path in paths}
+    return replace(config, files=digests)
 
 
 def card(config: ReleaseConfig, manifest: Manifest, *, source: Path) -> str:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
+from data_prep.credentials import without_credentials
+from data_prep.records import replace_file
 from pretrain.data import PretrainData
 from pretrain.module import PretrainModule
 from pretrain.run import RunConfig
@@ -23,6 +26,15 @@ TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # the data knows which rank reads what
 }
 """Where ours are not Lightning's."""
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes config.yaml of a run, without credentials in URLs."""
+
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Replace that of the life before."""
+        text = without_credentials(self.parser.dump(self.config, skip_none=False))
+        replace_file(Path(trainer.default_root_dir) / self.config_filename, text.encode())
 
 
 class PretrainCLI(LightningCLI):
@@ -42,7 +54,8 @@ class PretrainCLI(LightningCLI):
             args=args,
             run=False,
             seed_everything_default=SEED,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},
             auto_configure_optimizers=False,
             parser_kwargs={"prog": f"python -m pretrain {command}", "allow_abbrev": False},
             trainer_defaults={**launched_processes(), **TRAINER_DEFAULTS},

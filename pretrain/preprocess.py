@@ -137,7 +137,13 @@ class TextPreprocessor:
             from transformers import AutoTokenizer
 
             source = tokenizer_dir or resolve_package(config.name)
-            self._tokenizer = AutoTokenizer.from_pretrained(source)
+            try:
+                self._tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            except Exception as error:  # the library meets any files, and raises anything
+                raise ValueError(
+                    f"{source}: holds no tokenizer that can be read ({type(error).__name__}: "
+                    f"{str(error)[:300]}); correct the tower's name, or copy the release anew"
+                ) from error
             self.padding = self._tokenizer.pad_token_id
 
     def join(self, texts: Mapping[str, str]) -> str:

@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,82 +29,14 @@ from data_prep.records import ItemRecord
 from pretrain.batch import ItemBatch
 from pretrain.id_map import rows_of_ids
 from pretrain.item_encoder import ItemVectors
-from pretrain.model import ModelConfig, TwoSpaceModel
+from pretrain.model import TwoSpaceModel
 from pretrain.preprocess import Preprocessor, build_preprocessors, prepare_records
-from pretrain.towers import TowerConfig, build_backbone
-from pretrain.user_encoder import UserEncoderConfig
-from pretrain.user_features import UserColumn, encode_users, unknown_users
+from pretrain.release_checks import check_digests, check_settings, check_shapes, weight_shapes
+from pretrain.release_config import CONFIG_FILE, ID_MAP_FILE, WEIGHTS_FILE, ReleaseConfig
+from pretrain.towers import build_backbone
+from pretrain.user_features import encode_users, unknown_users
 
 log = logging.getLogger(__name__)
-
-RELEASE_FORMAT = "triptych-release"
-RELEASE_VERSION = 2
-CONFIG_FILE, WEIGHTS_FILE, ID_MAP_FILE = "config.json", "model.safetensors", "id_map.parquet"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReleaseConfig:
-    """Everything beside the weights. Plain JSON values throughout."""
-
-    model: ModelConfig
-    architectures: dict[str, dict[str, Any]]
-    """Modality → what `Backbone.architecture()` says."""
-
-    feature_widths: dict[str, int]
-    text_fields: tuple[str, ...]
-    vector_widths: dict[str, int]
-    num_items: int
-    dataset: str
-    dataset_fingerprint: str
-    """SHA-256 of the manifest of the dataset that was trained on."""
-
-    newest_event: int
-    """Newest event that training has seen, unix milliseconds."""
-
-    valid_start: int
-    """The cut-off of the dataset that was trained on, unix milliseconds."""
-
-    user_columns: tuple[UserColumn, ...] = ()
-    """User features that the user encoder reads, with their vocabularies."""
-
-    reused: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """What training built on, see `reuse.py`; `newest_event` counts theirs too."""
-
-    format: str = RELEASE_FORMAT
-    version: int = RELEASE_VERSION
-
-    @property
-    def tuned_towers(self) -> set[str]:
-        """Modalities whose backbone a training has changed, this one's or an earlier release's."""
-        earlier = self.reused.get("warm_start", {}).get("tuned_towers", [])
-        own = {name for name, tower in self.model.towers.items() if tower.train != "frozen"}
-        return own | set(earlier)
-
-    def to_json(self) -> str:
-        """As config.json holds it."""
-        return json.dumps(dataclasses.asdict(self), indent=2)
-
-    @classmethod
-    def from_json(cls, text: str, *, source: Path) -> ReleaseConfig:
-        """Read config.json.
-
-        Raises:
-            ValueError: not a release, or of another version.
-        """
-        entry = json.loads(text)
-        found = (entry.get("format"), entry.get("version")) if isinstance(entry, dict) else None
-        if found != (RELEASE_FORMAT, RELEASE_VERSION):
-            raise ValueError(
-                f"{source}: found format and version {found}, this code reads "
-                f"{(RELEASE_FORMAT, RELEASE_VERSION)}; run python -m pretrain export again"
-            )
-        model = entry["model"]
-        model["towers"] = {name: TowerConfig(**one) for name, one in model["towers"].items()}
-        model["user"] = UserEncoderConfig(**model["user"])
-        entry["model"] = ModelConfig(**model)
-        entry["user_columns"] = tuple(UserColumn(**one) for one in entry.get("user_columns", ()))
-        entry["text_fields"] = tuple(entry["text_fields"])
-        return cls(**entry)
 
 
 class Release:
@@ -257,26 +187,79 @@ def check_release_files(folder: Path) -> None:
             )
 
 
+@dataclass(frozen=True)
+class ReleaseFiles:
+    """What a released folder holds, checked before anything is built by it."""
+
+    config: ReleaseConfig
+    item_ids: pa.Array
+    weights: dict[str, Tensor]
+
+    @classmethod
+    def read(cls, folder: Path) -> ReleaseFiles:
+        """Read a released folder, which may come from anybody; see `release_checks.py`.
+
+        Raises:
+            ValueError: not a release, another version, damaged, or files that do not fit together.
+        """
+        check_release_files(folder)
+        source = folder / CONFIG_FILE
+        config = ReleaseConfig.from_json(source.read_bytes(), source=source)
+        check_digests(folder, config.files)
+        shapes = weight_shapes(folder / WEIGHTS_FILE)
+        check_settings(
+            {"model": dataclasses.asdict(config.model), "architectures": config.architectures},
+            num_tensors=len(shapes),
+            source=source,
+        )
+        check_shapes(lambda: build_released_model(config), expected=shapes, source=source)
+        weights = load_file(folder / WEIGHTS_FILE)
+        return cls(config, _read_item_ids(folder / ID_MAP_FILE, config.num_items), weights)
+
+
+def _read_item_ids(path: Path, num_items: int) -> pa.Array:
+    try:
+        item_ids = pq.read_table(path, columns=["item_id"])["item_id"].combine_chunks()
+        item_ids.validate(full=True)
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise ValueError(f"{path}: cannot be read as an id map ({error}); copy it anew") from error
+    if len(item_ids) != num_items or item_ids.null_count:
+        raise ValueError(
+            f"{path}: found {len(item_ids)} ids of which {item_ids.null_count} are missing, "
+            f"expected {num_items} as in {CONFIG_FILE}; copy it anew"
+        )
+    return item_ids
+
+
 def load_released(path: Path | str) -> Release:
     """Load a released checkpoint. Needs neither Lightning nor DeepSpeed; never unpickles.
 
     Raises:
-        ValueError: not a release, another version, or weights that do not fit the config.
+        ValueError: not a release, another version, damaged, or weights that do not fit the config.
     """
     folder = Path(path)
-    check_release_files(folder)
-    config = ReleaseConfig.from_json(
-        (folder / CONFIG_FILE).read_text(), source=folder / CONFIG_FILE
-    )
-    model = build_released_model(config)
+    files = ReleaseFiles.read(folder)
+    model = build_released_model(files.config)
+    model.load_state_dict(files.weights)
+    release = Release(files.config, folder=folder, model=model, item_ids=files.item_ids)
+    if files.config.model.towers:
+        _try_out(release)
+    return release
+
+
+def _try_out(release: Release) -> None:
+    """Encode an item without content, so that a model that cannot be run is known by now.
+
+    Raises:
+        ValueError: it fails.
+    """
     try:
-        model.load_state_dict(load_file(folder / WEIGHTS_FILE))
-    except RuntimeError as error:
+        release.encode_items([ItemRecord(image=None, texts={}, vectors={})])
+    except Exception as error:  # libraries meet any settings, and raise anything
         raise ValueError(
-            f"{folder / WEIGHTS_FILE}: weights do not fit {CONFIG_FILE}: {error}"
+            f"{release.folder / CONFIG_FILE}: describes a model that cannot be run "
+            f"({type(error).__name__}: {str(error)[:300]}); use the config.json that was released"
         ) from error
-    item_ids = pq.read_table(folder / ID_MAP_FILE)["item_id"].combine_chunks()
-    return Release(config, folder=folder, model=model, item_ids=item_ids)
 
 
 def build_released_model(config: ReleaseConfig) -> TwoSpaceModel:

@@ -17,7 +17,8 @@ from data_prep.html_page import Html, section, table
 from data_prep.records import MANIFEST_FILE
 from pretrain.changed_settings import changed_settings
 from pretrain.export import RUN_FILE
-from pretrain.release import RELEASE_FORMAT, file_sha256
+from pretrain.release import file_sha256
+from pretrain.release_config import RELEASE_FORMAT
 from pretrain.run_curves import Curve, read_curves
 from pretrain.run_record import LIVES_FILE, WARNINGS_FILE, read_lives
 

@@ -15,7 +15,8 @@ from pretrain.collaborative import CollaborativeConfig
 from pretrain.known_vectors import KnownVectors
 from pretrain.look_ahead import refuse_look_ahead
 from pretrain.model import ModelConfig
-from pretrain.release import WEIGHTS_FILE, file_sha256
+from pretrain.release import file_sha256
+from pretrain.release_config import WEIGHTS_FILE
 from pretrain.user_features import UserColumn
 from pretrain.warm_start import EarlierRelease
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -11,6 +12,7 @@ from pytorch_lightning.callbacks import LearningRateMonitor, RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
+from data_prep.credentials import hide_credentials
 from pretrain.checkpoint_choice import has_checkpoints
 from pretrain.checkpoint_policy import KeepConfig
 from pretrain.checkpoints import Checkpoints
@@ -68,7 +70,11 @@ class RunConfig:
             self.dir.mkdir(parents=True, exist_ok=True)  # else wandb writes to a temporary folder
             loggers.append(
                 WandbLogger(
-                    project=self.project, save_dir=self.dir, offline=self.wandb == "offline"
+                    project=self.project,
+                    save_dir=self.dir,
+                    offline=self.wandb == "offline",
+                    # Beside the GPU's name, wandb keeps the command line, with all that is in it.
+                    settings={"x_disable_meta": hide_credentials(sys.argv) != sys.argv},
                 )
             )
         return loggers

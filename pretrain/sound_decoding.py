@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.signal import resample_poly
 from torch import Tensor
 
+from data_prep.sounds import MAX_RATE
 from pretrain.backbone import TowerConfig
 from pretrain.buffers import BufferPool
 
@@ -36,6 +37,8 @@ def decode_sound(clip: bytes | memoryview, *, sample_rate: int, max_seconds: flo
     try:
         with soundfile.SoundFile(io.BytesIO(clip)) as file:
             rate = file.samplerate
+            if rate > MAX_RATE:
+                raise ValueError(f"sound: found {rate} Hz, at most {MAX_RATE} are read")
             wave = file.read(math.ceil(max_seconds * rate), dtype="float32", always_2d=True).mean(1)
     except soundfile.LibsndfileError as error:
         raise ValueError(

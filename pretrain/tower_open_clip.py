@@ -89,6 +89,7 @@ def _open_clip_config(config: TowerConfig) -> dict[str, Any]:
 
 def build_open_clip(modality: str, config: TowerConfig, saved: dict[str, Any] | None) -> Backbone:
     """One half of a model; `saved` as in `towers.build_backbone`."""
+    _never_ask_to_run_code()
     from open_clip.model import _build_text_tower, _build_vision_tower
 
     model_config = saved["model_config"] if saved else _open_clip_config(config)
@@ -108,3 +109,10 @@ def build_open_clip(modality: str, config: TowerConfig, saved: dict[str, Any] | 
         return OpenClipImage(model_config, model.visual)
     custom = open_clip.create_model(config.name, pretrained=config.weights, force_custom_text=True)
     return OpenClipText(model_config, custom.text)
+
+
+def _never_ask_to_run_code() -> None:
+    """Of open_clip's text towers from the hub, which it loads without saying what is trusted."""
+    from transformers import dynamic_module_utils
+
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0

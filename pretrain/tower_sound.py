@@ -53,7 +53,8 @@ class ConvSound(Backbone):
         super().__init__()
         sixteen_khz(config)
         self.filters_KC: Tensor
-        filters = mel_filters(CONV_MELS, sample_rate=config.sample_rate, kind="whisper")
+        with torch.device("cpu"):  # a release is first built without memory
+            filters = mel_filters(CONV_MELS, sample_rate=config.sample_rate, kind="whisper")
         self.register_buffer("filters_KC", filters, persistent=False)
         layers: list[nn.Module] = []
         for before, after in zip((1, *CONV_WIDTHS[:-1]), CONV_WIDTHS, strict=True):
@@ -84,7 +85,8 @@ class TransformersSound(Backbone):
         self.filters_KC: Tensor | None
         filters = None
         if mel is not None:
-            filters = mel_filters(model.config.num_mel_bins, sample_rate=16_000, kind=mel)  # type: ignore[arg-type]
+            with torch.device("cpu"):
+                filters = mel_filters(model.config.num_mel_bins, sample_rate=16_000, kind=mel)  # type: ignore[arg-type]
         self.register_buffer("filters_KC", filters, persistent=False)
         if getattr(self.model, "masked_spec_embed", None) is not None:
             # A parameter that not every forward pass uses stops DDP.

@@ -10,6 +10,9 @@ from data_prep.tokens import resolve_package
 from pretrain.backbone import Backbone, TowerConfig
 from pretrain.tower_sound import TransformersSound
 
+NO_CODE = {"trust_remote_code": False}
+"""Else transformers asks on the terminal whether to run what a model brings along."""
+
 
 class TransformersText(Backbone):
     """A transformers encoder, mean over the tokens of the last layer."""
@@ -62,12 +65,15 @@ def build_transformers(
 
     if saved:
         settings = dict(saved["transformers_config"])
-        model = AutoModel.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
+        described = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        model = AutoModel.from_config(described, **NO_CODE)
     elif config.weights == "random":
-        model = AutoModel.from_config(AutoConfig.from_pretrained(resolve_package(config.name)))
+        described = AutoConfig.from_pretrained(resolve_package(config.name), **NO_CODE)
+        model = AutoModel.from_config(described, **NO_CODE)
     else:
         # use_safetensors: a hub name may offer a pickle as well, and that is never opened.
-        model = AutoModel.from_pretrained(resolve_package(config.name), use_safetensors=True)
+        name = resolve_package(config.name)
+        model = AutoModel.from_pretrained(name, use_safetensors=True, **NO_CODE)
     if modality == "sound":
         return TransformersSound(model, config)
     return TransformersImage(model) if modality == "image" else TransformersText(model)

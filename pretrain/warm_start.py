@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -17,13 +16,8 @@ from pretrain.feature_cache import tower_fingerprint
 from pretrain.id_map import rows_of_ids
 from pretrain.model import ModelConfig, TwoSpaceModel
 from pretrain.named_weights import load_exactly
-from pretrain.release import (
-    CONFIG_FILE,
-    ID_MAP_FILE,
-    WEIGHTS_FILE,
-    ReleaseConfig,
-    check_release_files,
-)
+from pretrain.release import ReleaseFiles
+from pretrain.release_config import ReleaseConfig
 
 BACKBONES = "item_encoder.backbones."
 IDS = "ids.weight"
@@ -50,15 +44,8 @@ class EarlierRelease:
         Raises:
             ValueError: not a release, or of another version.
         """
-        check_release_files(folder)
-        return cls(
-            folder,
-            ReleaseConfig.from_json(
-                (folder / CONFIG_FILE).read_text(), source=folder / CONFIG_FILE
-            ),
-            pq.read_table(folder / ID_MAP_FILE)["item_id"].combine_chunks(),
-            load_file(folder / WEIGHTS_FILE),
-        )
+        files = ReleaseFiles.read(folder)
+        return cls(folder, files.config, files.item_ids, files.weights)
 
     def tower_weights(self, modality: str) -> dict[str, Tensor]:
         """Plain weights of one backbone (adapters are merged in a release), by its own names."""

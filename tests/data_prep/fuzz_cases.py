@@ -27,6 +27,7 @@ from data_prep.dataset import open_dataset
 from data_prep.pictures import Picture, prepare_picture
 from data_prep.settings import PictureConfig
 from data_prep.verify import find_damage
+from tests.json_mutations import altered
 
 SECONDS_A_CASE = 60
 CLEAR = (ValueError, OSError)
@@ -139,18 +140,38 @@ def dataset_case(folder: Path) -> Callable[[random.Random], str]:
         except CLEAR:
             lines = ["refused"]
         assert lines or not listed or payload == changed, f"{chosen} passed verify"
-        with contextlib.suppress(*CLEAR):
-            dataset = open_dataset(damaged)
-            dataset.events()
-            content = dataset.content()
-            for row in range(len(content)):
-                content.read(row)
-                content.tokens([row], length=16, padding=0)
-            dataset.impressions("test")
-            return "read"
-        return "refused"
+        return read_all(damaged)
 
     return case
+
+
+def manifest_case(folder: Path) -> Callable[[random.Random], str]:
+    """Values of a manifest altered: refused, or a dataset that is read to its end."""
+    intact, damaged = folder / "intact", folder / "damaged"
+    document = json.loads((intact / "manifest.json").read_text())
+    shutil.copytree(intact, damaged)
+
+    def case(rng: random.Random) -> str:
+        (damaged / "manifest.json").write_text(json.dumps(altered(document, rng)))
+        with contextlib.suppress(*CLEAR):
+            list(find_damage(damaged))
+        return read_all(damaged)
+
+    return case
+
+
+def read_all(folder: Path) -> str:
+    """Every reader over all of a dataset."""
+    with contextlib.suppress(*CLEAR):
+        dataset = open_dataset(folder)
+        dataset.events()
+        content = dataset.content()
+        for row in range(len(content)):
+            content.read(row)
+            content.tokens([row], length=16, padding=0)
+        dataset.impressions("test")
+        return "read"
+    return "refused"
 
 
 def table_case(folder: Path) -> Callable[[random.Random], str]:
@@ -195,6 +216,7 @@ def config_case(folder: Path) -> Callable[[random.Random], str]:
 KINDS = {
     "pictures": picture_case,
     "dataset": dataset_case,
+    "manifests": manifest_case,
     "tables": table_case,
     "configs": config_case,
 }

@@ -23,7 +23,7 @@ from pretrain.embed import embed
 from pretrain.export import describe_run
 from pretrain.item_loader import ItemLoader, preprocessors_of
 from pretrain.model import ModelConfig, TwoSpaceModel
-from pretrain.release import CONFIG_FILE, ID_MAP_FILE, WEIGHTS_FILE
+from pretrain.release_config import CONFIG_FILE, ID_MAP_FILE, WEIGHTS_FILE
 from pretrain.towers import TowerConfig, build_backbone
 from pretrain.user_encoder import UserEncoderConfig
 

@@ -26,7 +26,8 @@ from pretrain.embed import embed
 from pretrain.export import export
 from pretrain.item_loader import ItemLoader, preprocessors_of
 from pretrain.preprocess import build_preprocessors, prepare_records
-from pretrain.release import ReleaseConfig, load_released
+from pretrain.release import load_released
+from pretrain.release_config import ReleaseConfig
 from pretrain.towers import TowerConfig
 
 CLIP = {"library": "open_clip", "name": "configs/toy/open_clip_tiny.json", "image_size": 32}
