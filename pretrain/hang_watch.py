@@ -18,6 +18,7 @@ import pytorch_lightning as pl
 from data_prep.exit_codes import HUNG
 from pretrain import heartbeat
 from pretrain.collectives import rank
+from pretrain.life import LIFE_FILE
 from pretrain.run_log import RunLog
 
 HANG_FILE = "HANG"
@@ -44,6 +45,7 @@ class HangWatch(pl.Callback):
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._step = 0
+        self._life: bytes | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Begin to watch; the process group is there."""
@@ -56,7 +58,7 @@ class HangWatch(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The first step is slow."""
-        self._step = trainer.global_step
+        self._step, self._life = trainer.global_step, self._read_life()
         heartbeat.beat(heartbeat.SLOW)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: object) -> None:
@@ -108,10 +110,18 @@ class HangWatch(pl.Callback):
         with stacks_file(self.run_dir, number).open("w") as file:
             print(about, file=file, flush=True)
             faulthandler.dump_traceback(file=file)
-        (self.run_dir / HANG_FILE).write_text(f"step {self._step}\n")
+        if self._life in (
+            None,
+            self._read_life(),
+        ):  # else the folder is another life's, which goes on
+            (self.run_dir / HANG_FILE).write_text(f"step {self._step}\n")
         self.run_log.write("hang", step=self._step, seconds=round(seconds), stacks=file.name)
         time.sleep(self.grace_s)
         os._exit(HUNG)
+
+    def _read_life(self) -> bytes | None:
+        path = self.run_dir / LIFE_FILE
+        return path.read_bytes() if path.is_file() else None
 
 
 def _end_after(seconds: float) -> None:

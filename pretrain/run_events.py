@@ -7,12 +7,15 @@ import socket
 
 import pytorch_lightning as pl
 
-from data_prep.exit_codes import DONE, FAILED, NOT_FINITE, STOPPED
+from data_prep.exit_codes import DONE, FAILED, NOT_FINITE, STOPPED, SUPERSEDED
 from pretrain import stop_flag
+from pretrain.life import Superseded
 from pretrain.nonfinite import NotFiniteError
 from pretrain.run_log import RunLog
 from pretrain.run_record import commit_of_code, read_lives, versions
 from pretrain.stop import was_stopped
+
+CODES = {NotFiniteError: NOT_FINITE, Superseded: SUPERSEDED}
 
 
 class RunEvents(pl.Callback):
@@ -73,6 +76,8 @@ class RunEvents(pl.Callback):
             "end",
             step=trainer.global_step,
             status="failed",
-            exit_code=NOT_FINITE if isinstance(exception, NotFiniteError) else FAILED,
+            exit_code=next(
+                (code for kind, code in CODES.items() if isinstance(exception, kind)), FAILED
+            ),
             error=f"{type(exception).__name__}: {exception}"[:2000],
         )

@@ -1,12 +1,15 @@
 """What watches over a run, on a small module in one process."""
 
+import faulthandler
 import json
 import math
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from data_prep.exit_codes import HUNG
 from pretrain import heartbeat
+from pretrain.hang_watch import HangWatch
 from pretrain.loss_spikes import spread_above
 from pretrain.nonfinite import NotFiniteError
 from pretrain.run_log import RunLog, read_events
@@ -256,3 +260,23 @@ def test_a_run_that_hangs_says_where_and_ends_with_a_code_of_its_own(tmp_path: P
     assert (tmp_path / "HANG").read_text() == "step 3\n"
     event = read_events(tmp_path)[-1]
     assert (event["event"], event["step"]) == ("hang", 3)
+
+
+def test_a_life_that_another_has_followed_does_not_ask_to_be_requeued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its node was given up, and it hangs when the next life has long begun."""
+    monkeypatch.setattr(os, "_exit", lambda _: None)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    watch = HangWatch(RunLog(tmp_path), minutes=10)
+    (tmp_path / "life.json").write_text("mine")
+    watch.on_train_start(SimpleNamespace(global_step=3), Small())  # type: ignore[arg-type]
+    (tmp_path / "life.json").write_text("another's")
+    try:
+        watch._abort()
+        assert not (tmp_path / "HANG").exists()
+        (tmp_path / "life.json").write_text("mine")
+        watch._abort()
+        assert (tmp_path / "HANG").exists()
+    finally:
+        faulthandler.cancel_dump_traceback_later()
