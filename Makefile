@@ -71,6 +71,7 @@ test-slow: .venv/spark  ## with Spark, which needs Java: apt-get install openjdk
 test-slurm: setup  ## a real two-node Slurm on this machine; installs Debian's packages as root
 	tests/slurm/cluster.sh install
 	TRIPTYCH_SLURM=1 $(PY) -m pytest -m slurm tests/slurm
+	TRIPTYCH_SLURM=1 TRIPTYCH_SLURM_NET=1 $(PY) -m pytest -m slurm tests/slurm
 
 # Each prints one JSON object at its end; peers get environments of their own under build/bench.
 BENCHMARKS ?= shard_items load_items triples_bytes relational_10m scaling shard_kills kill_resume loss_memory ctr_speed

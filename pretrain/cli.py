@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "fit": "train both encoders; under torchrun or srun on many processes",
+    "check_ranks": "do all processes reach each other, on devices that compute; before a long fit",
     "features": "compute and cache the features of frozen towers",
     "export": "write a released checkpoint from a run folder",
     "embed": "write item and user vectors of a dataset",

@@ -2,20 +2,25 @@
 # A throw-away, real Slurm on one machine, for tests: two nodes, no systemd, nothing left behind.
 #
 #   cluster.sh install          apt-get what is missing (needs root)
-#   cluster.sh start DIR PORT   start munged, slurmctld (on PORT) and two nodes; all files in DIR
+#   cluster.sh start DIR PORT [net]
+#                               start munged, slurmctld (on PORT) and two nodes; all files in DIR
 #   cluster.sh stop DIR         end exactly what start started, and remove DIR
 #   cluster.sh fail NODE DIR    kill node1 or node2 with all that runs on it, and tell slurmctld
 #   cluster.sh boot NODE DIR    start it again
+#   cluster.sh exec DIR CMD...  run a client of Slurm where it can reach the cluster
 #
 # Clients need SLURM_CONF=DIR/etc/slurm.conf. DIR must be short: unix socket names end at 108 bytes.
 #
 # A node is a process in its own pid, host name and mount namespace, so `hostname` says node1,
 # /etc/hosts knows both, and killing that one process ends its slurmd and tasks and nothing else.
-# The network is the machine's: every address is in 127.0.0.0/8. A node claims 8 CPUs and 4 GPUs
-# that need not exist, so the shipped batch files run as they are.
+# The network is the machine's: every address is in 127.0.0.0/8. With `net` every node has a network
+# of its own, as on real hardware, and so has a third host, login, on which slurmctld and the clients
+# run: a bridge in it joins them, and all of it goes when its process does. A node claims 8 CPUs and
+# 4 GPUs that need not exist, so the shipped batch files run as they are.
 set -euo pipefail
 NODES=(node1 node2)
 CPUS=8 GPUS=4
+SUBNET=10.231.77                  # of `net`, inside our own namespaces only
 PATH=$PATH:/usr/sbin:/sbin
 
 die() { echo "cluster.sh: $*" >&2; exit 1; }
@@ -59,32 +64,33 @@ end() {  # end NAME SIGNAL
 install() {
   local program missing=
   # one by one: `command -v a b` succeeds when either is there
-  for program in slurmctld slurmd sbatch munged unshare nsenter; do
+  for program in slurmctld slurmd sbatch munged unshare nsenter ip; do
     command -v "$program" >/dev/null || missing+=" $program"
   done
   [ -n "$missing" ] || return 0
   [ "$(id -u)" = 0 ] || die "not installed, and this is not root:$missing; as root, run" \
-    "apt-get install --no-install-recommends slurmctld slurmd slurm-client munge"
+    "apt-get install --no-install-recommends slurmctld slurmd slurm-client munge iproute2"
   command -v apt-get >/dev/null || die "not installed, and there is no apt-get:$missing"
   export DEBIAN_FRONTEND=noninteractive
   # The packages must not start system services. An existing policy (container images have one) stays.
   local policy=/usr/sbin/policy-rc.d own=
   if [ ! -e $policy ]; then own=1; printf '#!/bin/sh\nexit 101\n' >$policy; chmod 755 $policy; fi
   apt-get update -qq
-  apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge >/dev/null ||
+  apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge iproute2 >/dev/null ||
     die "apt-get install failed"
   [ -z "$own" ] || rm $policy
 }
 
 write_config() {
-  local k
+  local k address="$(hostname -s)(127.0.0.1)"
+  [ "$MODE" = net ] && address="login($SUBNET.1)"
   mkdir -p "$DIR"/{etc,munge,run,ctld,spool,log,pids,dev}
   chmod 755 "$DIR" "$DIR/run"
   chmod 700 "$DIR/munge"
   (umask 077; head -c 1024 /dev/urandom >"$DIR/munge/key")
   cat >"$DIR/etc/slurm.conf" <<CONF
 ClusterName=test
-SlurmctldHost=$(hostname -s)(127.0.0.1)
+SlurmctldHost=$address
 SlurmctldPort=$PORT
 SlurmUser=root
 SlurmdUser=root
@@ -127,10 +133,14 @@ SlurmctldParameters=preempt_send_user_signal
 GresTypes=gpu
 CONF
   printf '127.0.0.1 localhost\n::1 localhost\n' >"$DIR/etc/hosts"
+  [ "$MODE" = net ] && echo "$SUBNET.1 login" >>"$DIR/etc/hosts"
+  local name_address
   for k in "${!NODES[@]}"; do
-    echo "NodeName=${NODES[k]} NodeAddr=127.0.0.1 Port=$((PORT + k + 1)) CPUs=$CPUS RealMemory=64000 Gres=gpu:fake:$GPUS" \
+    address=127.0.0.1 name_address=127.77.0.$((k + 1))
+    [ "$MODE" = net ] && address=$(address_of "${NODES[k]}") name_address=$address
+    echo "NodeName=${NODES[k]} NodeAddr=$address Port=$((PORT + k + 1)) CPUs=$CPUS RealMemory=64000 Gres=gpu:fake:$GPUS" \
       >>"$DIR/etc/slurm.conf"
-    echo "127.77.0.$((k + 1)) ${NODES[k]}" >>"$DIR/etc/hosts"
+    echo "$name_address ${NODES[k]}" >>"$DIR/etc/hosts"
   done
   cat >>"$DIR/etc/slurm.conf" <<CONF
 PartitionName=main   Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
@@ -143,31 +153,62 @@ CONF
   echo "NodeName=node[1-2] Name=gpu Type=fake File=$DIR/dev/gpu[0-$((GPUS - 1))]" >"$DIR/etc/gres.conf"
 }
 
-# ---------------------------------------------------------------- nodes
-node_up() {  # node_up NODE
-  local node=$1 pid
-  rm -f "$DIR/run/$node.init" "$DIR/run/$node.pid"
-  mkdir -p "$DIR/spool/$node"
+# ---------------------------------------------------------------- hosts
+address_of() { echo "$SUBNET.$((100 + ${1#node}))"; }
+host_up() {  # host_up NAME
+  local host=$1 pid namespaces=(--mount --uts --pid)
+  [ "$MODE" = net ] && namespaces+=(--net)
+  rm -f "$DIR/run/$host.init"
   # /proc/self/stat is read before /proc is mounted anew: it holds the pid as the machine sees it.
   # SIGCHLD stays ignored over exec, so the kernel reaps the orphans of pid 1.
   # shellcheck disable=SC2016  # expanded inside
-  setsid unshare --mount --uts --pid --fork --kill-child bash -c '
+  setsid unshare "${namespaces[@]}" --fork --kill-child bash -c '
       read -r pid rest </proc/self/stat
       hostname "$1"
       mount -t proc proc /proc
       mount --bind "$2/etc/hosts" /etc/hosts
       if [ -d /etc/slurm ]; then mount --bind "$2/etc" /etc/slurm; fi
+      if [ "$3" = net ]; then ip link set lo up; mount -t sysfs sysfs /sys 2>/dev/null; fi
       echo "$pid" >"$2/run/$1.tmp" && mv "$2/run/$1.tmp" "$2/run/$1.init"
       trap "" CHLD
-      exec -a "test-slurm-$1" sleep infinity' _ "$node" "$DIR" </dev/null >"$DIR/log/$node.host.log" 2>&1 &
-  wait_for 10 test -s "$DIR/run/$node.init" || die "$node did not come up: $(<"$DIR/log/$node.host.log")"
-  record "$node" "$(<"$DIR/run/$node.init")"
-  pid=$(pid_of "$node")
-  nsenter -t "$pid" -m -u -p -- slurmd -f "$SLURM_CONF" -N "$node" </dev/null >>"$DIR/log/$node.start.log" 2>&1 ||
+      exec -a "test-slurm-$1" sleep infinity' _ "$host" "$DIR" "$MODE" </dev/null >"$DIR/log/$host.host.log" 2>&1 &
+  wait_for 10 test -s "$DIR/run/$host.init" || die "$host did not come up: $(<"$DIR/log/$host.host.log")"
+  record "$host" "$(<"$DIR/run/$host.init")"
+}
+inside() {  # inside HOST COMMAND...
+  local pid namespaces=(-m -u -p)
+  pid=$(pid_of "$1") || die "$1 is not up"
+  shift
+  [ "$MODE" = net ] && namespaces+=(-n)
+  nsenter -t "$pid" "${namespaces[@]}" --wd="$PWD" -- "$@"
+}
+client() { if [ "$MODE" = net ]; then inside login "$@"; else "$@"; fi; }  # client COMMAND...
+bridge_up() {  # in login
+  local login
+  login=$(pid_of login)
+  nsenter -t "$login" -n ip link add br0 type bridge
+  nsenter -t "$login" -n ip addr add "$SUBNET.1/24" dev br0
+  nsenter -t "$login" -n ip link set br0 up
+}
+wire_up() {  # wire_up NODE: a cable from its eth0 to the bridge
+  local pid login
+  pid=$(pid_of "$1") login=$(pid_of login)
+  nsenter -t "$login" -n ip link add "v-$1" type veth peer name eth0 netns "$pid"
+  nsenter -t "$login" -n ip link set "v-$1" master br0 up
+  nsenter -t "$pid" -n ip addr add "$(address_of "$1")/24" dev eth0
+  nsenter -t "$pid" -n ip link set eth0 up
+}
+node_up() {  # node_up NODE
+  local node=$1
+  rm -f "$DIR/run/$node.pid"
+  mkdir -p "$DIR/spool/$node"
+  host_up "$node"
+  [ "$MODE" = net ] && wire_up "$node"
+  inside "$node" slurmd -f "$SLURM_CONF" -N "$node" </dev/null >>"$DIR/log/$node.start.log" 2>&1 ||
     die "slurmd of $node failed: $(tail -3 "$DIR/log/$node.log")"
   wait_for 10 test -s "$DIR/run/$node.pid" || die "slurmd of $node did not start: $(tail -3 "$DIR/log/$node.log")"
 }
-nodes_idle() { [ "$(timeout 5 sinfo -h -N -p main -o '%t' 2>/dev/null | grep -c -x idle)" = "${#NODES[@]}" ]; }
+nodes_idle() { [ "$(client timeout 5 sinfo -h -N -p main -o '%t' 2>/dev/null | grep -c -x idle)" = "${#NODES[@]}" ]; }
 
 start() {
   install
@@ -175,6 +216,7 @@ start() {
   [ ${#DIR} -le 60 ] || die "$DIR is longer than 60 characters"
   [ ! -e "$DIR" ] || die "$DIR exists; cluster.sh stop $DIR first"
   mkdir -p "$DIR/pids"
+  echo "$MODE" >"$DIR/mode"
   trap start_failed EXIT
   write_config
   # --force: the key is our own, whatever the owner of the folders above it
@@ -182,12 +224,14 @@ start() {
     --pid-file="$DIR/run/munged.pid" --log-file="$DIR/log/munged.log" --seed-file="$DIR/munge/seed" \
     </dev/null >"$DIR/log/munged.start.log" 2>&1 || die "munged failed"
   record munged "$(<"$DIR/run/munged.pid")"
-  slurmctld -i -f "$SLURM_CONF" </dev/null >"$DIR/log/slurmctld.start.log" 2>&1 || die "slurmctld failed"
+  if [ "$MODE" = net ]; then host_up login && bridge_up; fi
+  client slurmctld -i -f "$SLURM_CONF" </dev/null >"$DIR/log/slurmctld.start.log" 2>&1 || die "slurmctld failed"
   wait_for 10 test -s "$DIR/run/slurmctld.pid" || die "slurmctld did not start"
-  record slurmctld "$(<"$DIR/run/slurmctld.pid")"
+  # In login the file holds the pid as login sees it; login's end is slurmctld's.
+  [ "$MODE" = net ] || record slurmctld "$(<"$DIR/run/slurmctld.pid")"
   local node
   for node in "${NODES[@]}"; do node_up "$node"; done
-  wait_for 30 nodes_idle || die "the nodes did not become idle: $(sinfo -N -l)"
+  wait_for 30 nodes_idle || die "the nodes did not become idle: $(client sinfo -N -l)"
 }
 start_failed() {  # a start that fails leaves nothing running, and shows why
   local code=$?
@@ -198,7 +242,7 @@ stop() {
   [ -d "$DIR/pids" ] || return 0   # never started here: nothing of ours to end or remove
   local node
   end slurmctld TERM
-  for node in "${NODES[@]}"; do end "$node" KILL; done
+  for node in "${NODES[@]}" login; do end "$node" KILL; done
   end munged TERM
   rm -rf "$DIR"
 }
@@ -212,16 +256,24 @@ if [ "$action" != install ]; then
     /*) ;;
     *) sed -n '2,/^set -/{/^set -/!s/^# \{0,1\}//p}' "$0"; exit 2 ;;
   esac
+  shift
   export SLURM_CONF=$DIR/etc/slurm.conf
+  MODE=host
+  if [ -s "$DIR/mode" ]; then MODE=$(<"$DIR/mode"); fi
 fi
 case $action in
   install) install ;;
-  start) PORT=${2:?base port}; start ;;
+  start)
+    PORT=${1:?base port} MODE=${2:-host}
+    case $MODE in host | net) ;; *) die "mode $MODE: expected net or nothing" ;; esac
+    start
+    ;;
   stop) stop ;;
   fail)
     end "$node" KILL
-    scontrol update NodeName="$node" State=DOWN Reason=failed
+    client scontrol update NodeName="$node" State=DOWN Reason=failed
     ;;
   boot) node_up "$node" ;;
-  *) die "$action: expected install, start, stop, fail or boot" ;;
+  exec) client "$@" ;;
+  *) die "$action: expected install, start, stop, fail, boot or exec" ;;
 esac

@@ -1,4 +1,7 @@
-"""One throw-away Slurm for the whole test session, and what tests ask of it."""
+"""One throw-away Slurm for the whole test session, and what tests ask of it.
+
+With TRIPTYCH_SLURM_NET=1 every node has a network of its own.
+"""
 
 import json
 import os
@@ -26,8 +29,9 @@ class Slurm:
 
     def run(self, *command: str | Path, cwd: Path, **env: str) -> str:
         """Run a client in `cwd`; its output."""
+        words = [HERE / "cluster.sh", "exec", self.dir, *command]
         done = subprocess.run(
-            [str(word) for word in command],
+            [str(word) for word in words],
             env={**self.env, **env},
             cwd=cwd,
             text=True,
@@ -88,10 +92,10 @@ class StandIn:
         return self.slurm.submit(*arguments, cwd=self.folder, **env)
 
     def calls(self) -> list[dict[str, Any]]:
-        """Every call but the dry parses."""
+        """Every call but the dry parses and the looks at the nodes."""
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         calls = [json.loads(line) for line in lines]
-        return [call for call in calls if "--print_config" not in call["argv"]]
+        return [call for call in calls if not {"--print_config", "check_ranks"} & {*call["argv"]}]
 
     def output(self) -> str:
         return "".join(file.read_text() for file in self.folder.glob("*.out"))
@@ -104,7 +108,8 @@ def slurm() -> Iterator[Slurm]:
     state_dir = Path(f"/tmp/triptych-slurm-{os.getpid()}")  # short: unix sockets live in it
     port = 30001 + os.getpid() % 2000  # above every MASTER_PORT, below the ephemeral range
     cluster = [str(HERE / "cluster.sh")]
-    subprocess.run([*cluster, "start", str(state_dir), str(port)], check=True, timeout=300)
+    mode = ["net"] if os.environ.get("TRIPTYCH_SLURM_NET") == "1" else []
+    subprocess.run([*cluster, "start", str(state_dir), str(port), *mode], check=True, timeout=300)
     # Tests may themselves run inside a job: its variables would steer srun and sbatch.
     env = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH", "SRUN"))}
     env |= {

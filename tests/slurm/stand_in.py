@@ -10,6 +10,7 @@ each; `STAND_IN` is one of
   forget     ends with 0 and writes nothing
   die        rank 1 fails at once while the others stay
   misparse   --print_config fails
+  apart      check_ranks fails
   fail-N     part N fails
 """
 
@@ -47,6 +48,8 @@ def main() -> int:
 
     if "--print_config" in sys.argv:
         return 1 if behaviour == "misparse" else 0
+    if "check_ranks" in sys.argv:
+        return 1 if behaviour == "apart" else 0
     if behaviour.startswith("fail-"):
         return 1 if value("--part") == behaviour.removeprefix("fail-") else 0
     if behaviour == "die":

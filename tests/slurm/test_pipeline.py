@@ -111,9 +111,11 @@ def test_content_without_tables_is_refused(slurm: "Slurm", checkout: Path, scrip
     assert "--stage tables first" in output(checkout)
 
 
-def test_zero_on_two_nodes_ends_with_done(run_dir: Path) -> None:
+def test_zero_on_two_nodes_ends_with_done(run_dir: Path, checkout: Path) -> None:
     assert (run_dir / "DONE").exists()
     assert list((run_dir / "checkpoints").glob("step-*/checkpoint.json"))
+    logs = [file.read_text() for file in checkout.glob("pretrain-*.out")]
+    assert any(re.search(r"0: .*node1.*\n.*node2.*cpu", text) for text in logs), "check_ranks"
 
 
 def test_a_misspelt_key_fails_before_any_rank_starts(
@@ -148,20 +150,31 @@ def test_a_signalled_run_is_requeued_and_goes_on_from_the_step_it_reached(
     assert (run_dir / "DONE").read_text() == "step 40\n"
 
 
-def test_the_ladder_is_climbed_on_what_pretraining_released(
-    slurm: "Slurm", checkout: Path, dataset: Path, run_dir: Path, scripts: Path
+def test_one_command_goes_on_to_the_report(
+    slurm: "Slurm", checkout: Path, run_dir: Path, scripts: Path
 ) -> None:
-    """Two chained jobs, as in slurm/README.md."""
-    few = ("--gpus-per-node=0", "--cpus-per-task=1", "--mem=4G")
-    made = ("data/toy/dataset", "runs/demo/released", "runs/demo/embeddings")
-    release = slurm.submit(
-        *few, scripts / "release.sbatch", *made, cwd=checkout, RUN_DIR=str(run_dir)
+    """The whole chain; tars that are there and a run that has ended are left as they are."""
+    before = digests(run_dir)
+    ladder = {
+        "rungs": ["none", "aligned"], "seeds": [0], "out_dir": "runs/report", "num_resamples": 20,
+        "head": {"name": "deepfm"}, "train": {"max_epochs": 1, "batch_size": 256},
+    }  # fmt: skip
+    (checkout / "ladder.yaml").write_text(json.dumps(ladder))
+    words = {
+        "parts": "2", "shard": "shard.yaml", "pretrain": FIT[1], "ladder": "ladder.yaml",
+        "dataset_dir": "data/toy/dataset", "run_dir": str(run_dir),
+        "released_dir": "runs/released", "embeddings_dir": "runs/embeddings",
+        "nodes": "2", "gpus": "0",
+        "cpu_options": "--cpus-per-task=1", "gpu_options": "--cpus-per-task=1 --mem=4G",
+    }  # fmt: skip
+    shard = (REPOSITORY / SHARD[1]).read_text()
+    (checkout / "shard.yaml").write_text(
+        shard.replace("items_per_shard:", "#") + "items_per_shard: 64\n"
     )
-    after = (f"--dependency=afterok:{release}", "--kill-on-invalid-dep=yes")
-    short = ("--rungs", "[none,aligned]", "--seeds", "[0]", "--train.max_epochs", "1")
-    ladder = ("ladder", "--config", "configs/toy/ladder.yaml", *short, "--num_resamples", "20")
-    job = slurm.submit(*few, *after, scripts / "finetune.sbatch", *ladder, cwd=checkout)
-    assert slurm.wait(job, seconds=500) == "COMPLETED", output(checkout)
-    assert (checkout / "runs/demo/released/config.json").exists()
-    assert (checkout / "runs/demo/metrics.json").exists()
-    assert (checkout / "runs/demo/report.html").exists()
+    flags = [word for name, value in words.items() for word in (f"--{name}", value)]
+    last = slurm.run(scripts / "pipeline.sh", *flags, cwd=checkout)
+    assert slurm.wait(last, seconds=600) == "COMPLETED", output(checkout)
+    assert (checkout / "runs/released/config.json").exists()
+    assert (checkout / "runs/report/metrics.json").exists()
+    assert (checkout / "runs/report/report.html").exists()
+    assert digests(run_dir) == before

@@ -21,8 +21,9 @@ def test_one_command_chains_the_stages_and_gives_each_task_its_part(
     )
     assert slurm.wait(last, seconds=60) == "COMPLETED"
     words = [call["argv"] for call in sorted(stand_in.calls(), key=lambda call: call["time"])]
-    shard = ["-m", "data_prep", "shard", "--config", "c.yaml", "--stage"]
-    assert words[0] == [*shard, "tables"]
+    command, config = ["-m", "data_prep", "shard"], ["--config", "c.yaml", "--stage"]
+    assert words[0] == [*command, "--duckdb_threads", "1", *config, "tables"]
+    shard = [*command, *config]
     assert sorted(words[1:3]) == [
         [*shard, "content", "--part", str(part), "--num_parts", "2", "--num_workers", "1"]
         for part in (0, 1)
@@ -38,6 +39,58 @@ def test_a_failed_part_keeps_the_manifest_from_being_written(
     last = slurm.run(submit, "2", "--cpus-per-task=1", "--", cwd=tmp_path, **env)
     assert slurm.wait(last, seconds=60) == "CANCELLED"
     assert not any("manifest" in call["argv"] for call in stand_in.calls())
+
+
+PIPELINE = {
+    "parts": "2", "shard": "s.yaml", "pretrain": "p.yaml", "ladder": "l.yaml",
+    "dataset_dir": "data/mine", "released_dir": "released", "embeddings_dir": "vectors",
+    "nodes": "2", "gpus": "2", "cpu_options": "--cpus-per-task=1",
+    "gpu_options": "--cpus-per-task=1 --mem=1G",
+}  # fmt: skip
+
+
+def pipeline(slurm: "Slurm", scripts: Path, stand_in: "StandIn", *, behaviour: str) -> str:
+    """Submit the whole pipeline; the last job's id."""
+    folder = stand_in.folder
+    for name in ("s", "p", "l"):
+        (folder / f"{name}.yaml").touch()
+    words = PIPELINE | {"run_dir": stand_in.env["RUN_DIR"]}
+    flags = [word for name, value in words.items() for word in (f"--{name}", value)]
+    env = stand_in.env | {"STAND_IN": behaviour}
+    return slurm.run(scripts / "pipeline.sh", *flags, cwd=folder, **env)
+
+
+def test_the_pipeline_hands_its_folders_from_stage_to_stage(
+    slurm: "Slurm", scripts: Path, stand_in: "StandIn"
+) -> None:
+    last = pipeline(slurm, scripts, stand_in, behaviour="done")
+    assert slurm.wait(last, seconds=90) == "COMPLETED", stand_in.output()
+    calls = sorted(stand_in.calls(), key=lambda call: call["time"])
+    stages = [call["argv"][1:3] for call in calls]
+    fit = [["pretrain", "fit"]] * 4
+    after = [["pretrain", "export"], ["pretrain", "embed"], ["finetune", "ladder"]]
+    assert stages == [["data_prep", "shard"]] * 4 + fit + after
+    run_dir = stand_in.env["RUN_DIR"]
+    text = [" ".join(call["argv"][3:]) for call in calls]
+    assert text[0] == "--duckdb_threads 1 --config s.yaml --dataset_dir data/mine --stage tables"
+    assert all(
+        one == "--config p.yaml --data.config.dataset_dir data/mine "
+        f"--run.dir {run_dir} --trainer.num_nodes 2 --trainer.devices 2"
+        for one in text[4:8]
+    )
+    assert text[8:] == [
+        f"--run_dir {run_dir} --dataset_dir data/mine --out_dir released",
+        "--released released --dataset_dir data/mine --out_dir vectors",
+        "--config l.yaml --dataset_dir data/mine --released released --embeddings_dir vectors",
+    ]
+
+
+def test_a_stage_that_fails_takes_the_later_ones_out_of_the_queue(
+    slurm: "Slurm", scripts: Path, stand_in: "StandIn"
+) -> None:
+    last = pipeline(slurm, scripts, stand_in, behaviour="forget")  # fit ends without DONE
+    assert slurm.wait(last, seconds=90) == "CANCELLED"
+    assert not any("embed" in call["argv"] or "ladder" in call["argv"] for call in stand_in.calls())
 
 
 def test_running_some_parts_again_needs_the_number_of_parts_of_the_whole(
@@ -96,6 +149,19 @@ def test_is_a_failure(
     assert slurm.wait(job, seconds=60) == "FAILED"
     assert slurm.jobs(job)[0]["ExitCode"] == exit_code
     assert len(stand_in.calls()) == launched
+
+
+def test_nodes_that_do_not_train_together_are_not_trained_on(
+    slurm: "Slurm", scripts: Path, stand_in: "StandIn"
+) -> None:
+    job = stand_in.submit(*TWO_BY_TWO, scripts / "pretrain.sbatch", behaviour="apart")
+    assert slurm.wait(job, seconds=60) == "FAILED"
+    assert slurm.jobs(job)[0]["ExitCode"] == "4:0"
+    assert not stand_in.calls()
+    job = stand_in.submit(
+        *TWO_BY_TWO, scripts / "pretrain.sbatch", behaviour="apart", CHECK_RANKS="0"
+    )
+    assert slurm.wait(job, seconds=60) == "COMPLETED"
 
 
 def test_unequal_numbers_of_tasks_and_gpus_are_refused(

@@ -77,6 +77,26 @@ def test_a_number_of_parts_that_is_none_submits_nothing(num_parts: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--parts", "2"], "--shard: found none, expected one"),
+        (["--part", "2"], "--part: no such option"),
+        (["--parts"], "--parts: found no value"),
+        (
+            "--parts 2 --shard s --ladder l --dataset_dir d --run_dir r --released_dir r "
+            "--embeddings_dir e --pretrain p".split(),
+            "s: no such file",
+        ),
+    ],
+)
+def test_a_pipeline_that_is_not_said_whole_submits_nothing(words: list[str], message: str) -> None:
+    done = subprocess.run([SLURM / "pipeline.sh", *words], text=True, capture_output=True)
+    assert done.returncode == 2
+    assert f"pipeline.sh: {message}" in done.stderr
+    assert "Submit everything from raw tables" in done.stderr
+
+
+@pytest.mark.parametrize(
     ("stage", "words"),
     [
         ("tables", "shard --duckdb_threads 6 --config c.yaml --stage tables"),
