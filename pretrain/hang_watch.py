@@ -110,10 +110,8 @@ class HangWatch(pl.Callback):
         with stacks_file(self.run_dir, number).open("w") as file:
             print(about, file=file, flush=True)
             faulthandler.dump_traceback(file=file)
-        if self._life in (
-            None,
-            self._read_life(),
-        ):  # else the folder is another life's, which goes on
+        # A life that another has followed has no say in how the run goes on.
+        if self._life in (None, self._read_life()):
             (self.run_dir / HANG_FILE).write_text(f"step {self._step}\n")
         self.run_log.write("hang", step=self._step, seconds=round(seconds), stacks=file.name)
         time.sleep(self.grace_s)

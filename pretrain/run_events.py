@@ -15,7 +15,7 @@ from pretrain.run_log import RunLog
 from pretrain.run_record import commit_of_code, read_lives, versions
 from pretrain.stop import was_stopped
 
-CODES = {NotFiniteError: NOT_FINITE, Superseded: SUPERSEDED}
+CODES: dict[type[BaseException], int] = {NotFiniteError: NOT_FINITE, Superseded: SUPERSEDED}
 
 
 class RunEvents(pl.Callback):
@@ -76,8 +76,6 @@ class RunEvents(pl.Callback):
             "end",
             step=trainer.global_step,
             status="failed",
-            exit_code=next(
-                (code for kind, code in CODES.items() if isinstance(exception, kind)), FAILED
-            ),
+            exit_code=CODES.get(type(exception), FAILED),
             error=f"{type(exception).__name__}: {exception}"[:2000],
         )
