@@ -105,6 +105,30 @@ def test_another_schema_is_refused(toy_dataset: Path, tmp_path: Path, change: di
         open_dataset(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"counts": {"items": 1, "users": 1, "events": 1}}, "values of counts.items_per_shard"),
+        ({"counts": {"items_per_shard": 0}}, "counts.items_per_shard, counts.items, counts.users"),
+        ({"cutoffs": {"valid_start": 5, "test_start": 5}}, "values of cutoffs, newest_train_event"),
+        ({"modalities": {"vector": {"width": 10**12}}}, "values of modalities.vector that no"),
+        ({"modalities": {"text": {"fields": "title"}}}, "values of modalities.text that no"),
+        ({"modalities": {"text": {"tokens": {"tokenizer": 3}}}}, "values of modalities.text that"),
+        ({"modalities": []}, r"modalities: found \[\], expected dict"),
+        ({"files": [{"path": "/etc/passwd", "bytes": 1, "xxh128": "", "samples": 1}]}, "inside"),
+        ({"files": [{"path": "x", "bytes": -1, "xxh128": "", "samples": 1}]}, "what a file can"),
+        ({"newest_event": "today"}, "newest_event: found 'today', expected int"),
+    ],
+)
+def test_values_that_no_dataset_has_are_refused(
+    toy_dataset: Path, tmp_path: Path, change: dict, message: str
+) -> None:
+    raw = json.loads((toy_dataset / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps(raw | change))
+    with pytest.raises(ValueError, match=message):
+        Manifest.load(tmp_path)
+
+
 def test_a_manifest_is_read_as_it_was_written(toy_dataset: Path, tmp_path: Path) -> None:
     manifest = Manifest.load(toy_dataset)
     manifest.save(tmp_path)

@@ -114,7 +114,7 @@ def test_forgotten_users_are_in_no_table_and_counted(
     if kind == "parquet":
         pq.write_table(pa.table({"user_id": [30, 99, 77, 30]}), path)
     else:
-        path.write_text("user_id\n" * (kind == "csv") + "30\n99\r\n\n0077\n30")
+        path.write_text("user_id\n" * (kind == "csv") + "30\n99\r\n\n0077\n30\nno number")
     small.add(30, 999, 1_735_689_600)  # would be set aside: its item is unknown
     small.add(30, 100, -5)
     users = {"user_id": [40, 10, 30, 77], "age": ["a", "b", "secret", "d"]}
@@ -136,7 +136,8 @@ def test_forgotten_users_are_in_no_table_and_counted(
     assert manifest["quarantine"] == {}
     forget = manifest["privacy"]["forget"]
     found = {"interactions": 1, "impressions": 1, "users": 2}
-    assert (forget["ids"], forget["users_found"]) == (3, found)
+    listed = 3 if kind == "parquet" else 4
+    assert (forget["ids"], forget["users_found"]) == (listed, found)
     assert len(forget["sha256"]) == 64
     steps = {one["step"]: one for one in manifest["filters"]}
     assert steps["interactions: users to forget"]["rows_in"] == 42

@@ -21,6 +21,7 @@ import pytest
 
 from data_prep.columns import ImpressionColumns, InteractionColumns, ItemColumns, UserColumns
 from data_prep.manifest import Manifest
+from data_prep.privacy_settings import PrivacyConfig
 from data_prep.settings import FilterConfig, RunConfig, ShardConfig, SplitConfig
 from data_prep.shard import shard_dataset
 
@@ -68,6 +69,27 @@ def test_spark_gives_the_toy_dataset_of_duckdb(toy_config: ShardConfig, tmp_path
     manifest, _ = both(toy_config, tmp_path)
     assert manifest.counts["events"] > 4000
     assert manifest.counts["impressions_test"] > 0
+
+
+def test_spark_forgets_and_hashes_as_duckdb(
+    small: "SmallWorld", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRIPTYCH_ID_KEY", "0123456789abcdef")
+    small.write()
+    log = pa.table(small.interactions)
+    with (tmp_path / "log.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(log.column_names)
+        writer.writerows([row.values() for row in log.to_pylist()])
+    (tmp_path / "forget.txt").write_text("030\n99\nno number\n")
+    config = dataclasses.replace(
+        small.config(),
+        interactions=InteractionColumns(path=str(tmp_path / "log.csv"), time_unit="s"),
+        privacy=PrivacyConfig(forget=str(tmp_path / "forget.txt"), hash_ids=["user", "item"]),
+    )
+    manifest, _ = both(config, tmp_path)
+    assert manifest.counts["users"] == 3
+    assert manifest.privacy["forget"]["users_found"] == {"interactions": 1}
 
 
 def test_spark_filters_and_quarantines_as_duckdb(small: "SmallWorld", tmp_path: Path) -> None:
