@@ -75,7 +75,7 @@ class Runs:
         self, name: str, *words: str, more: pl.Callback | None = None, seen: Seen | None = None
     ) -> Seen:
         """One life, which may end by a crash."""
-        seen = seen or Seen()
+        seen, handlers = seen or Seen(), [signal.getsignal(one) for one in stop_flag.STOP_SIGNALS]
         dirs = ["--run.dir", str(self.folder / name)]
         dirs += ["--data.config.dataset_dir", str(self.dataset)]
         cli = parse_run([*SETTINGS, *dirs, *words], command="fit")
@@ -89,6 +89,8 @@ class Runs:
                 raise
         finally:
             stop_flag.received.clear()
+            for number, handler in zip(stop_flag.STOP_SIGNALS, handlers, strict=True):
+                signal.signal(number, handler)
         return seen
 
     def checkpoints(self, name: str) -> list[str]:
@@ -207,12 +209,14 @@ def test_validations_within_an_epoch_run_once_each(runs: Runs) -> None:
 
 
 def test_a_stop_waits_for_the_gradients_that_are_summed_up(runs: Runs) -> None:
-    words = ("--trainer.accumulate_grad_batches", "2")
+    """And so does the save before a validation in between."""
+    words = ("--trainer.accumulate_grad_batches", "2", "--trainer.val_check_interval", "3")
     whole = runs.fit("summed", *words)
-    first = runs.fit("summed_stopped", *words, seen=Seen(5, ask_to_stop))
-    assert len(first.batches) == 6
+    runs.fit("summed_stopped", *words, seen=Seen(5, crash))
+    first = runs.fit("summed_stopped", *words, seen=Seen(1, ask_to_stop))
+    assert len(first.batches) == 2
     second = runs.fit("summed_stopped", *words)
-    assert first.losses + second.losses == whole.losses
+    assert first.losses + second.losses == whole.losses[4:]
     runs.assert_equal("summed", "summed_stopped")
 
 
