@@ -28,6 +28,7 @@ BEGIN = time.monotonic()
 from checkpoint_mutations import RAN, run_mutations  # noqa: E402
 from resume_lives import History, history, start_life  # noqa: E402
 
+from data_prep.exit_codes import STOPPED  # noqa: E402
 from pretrain.checkpoint_choice import find_checkpoint  # noqa: E402
 from pretrain.export import read_weights  # noqa: E402
 
@@ -212,7 +213,7 @@ def stopped_runs(world: World, *, count: int, rng: random.Random) -> list[int]:
         life.wait(until=(run_dir / "checkpoints" / f"step-{SAVE_STEPS}").exists)
         time.sleep(rng.uniform(0, 1.5))
         life.send(signal.SIGUSR1)
-        life.finish()
+        life.finish(STOPPED)
         start_life(words, run_dir, ranks=2).finish()
         lost += history(run_dir).steps_lost
         shutil.rmtree(run_dir)

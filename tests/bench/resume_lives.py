@@ -25,6 +25,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
+from data_prep.exit_codes import DONE, FAILED
 from pretrain import checkpoints, cli, lightning_cli, run, steps, stop_flag
 from pretrain.batch import Batch
 
@@ -81,7 +82,7 @@ class Notes(pl.Callback):
 
 def _live(args: Sequence[str], *, rank: int, ranks: int, port: int, life: int, dir: Path) -> None:
     """Never returns."""
-    code = 1
+    code = FAILED
     try:
         log = os.open(dir / f"log-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
@@ -98,7 +99,9 @@ def _live(args: Sequence[str], *, rank: int, ranks: int, port: int, life: int, d
         run.RunConfig.callbacks = lambda self: [notes, *callbacks(self)]
         notes.write(event="start")
         cli.fit([*args, "--run.dir", str(dir)])
-        code = 0
+        code = DONE
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else FAILED
     except BaseException:
         traceback.print_exc()
     finally:
@@ -140,19 +143,19 @@ class Life:
             if time.monotonic() > end:
                 self.send(signal.SIGKILL)
                 raise TimeoutError(f"a life did not end in {limit_s} s")
-            if any(self.codes.values()):  # a rank died by itself: torchrun would end the others
+            if any(self.codes.values()):  # as torchrun and srun end the others
                 self.send(signal.SIGKILL)
             time.sleep(POLL_S)
         return True
 
-    def finish(self) -> None:
-        """Wait for an end without an error.
+    def finish(self, code: int = DONE) -> None:
+        """Wait for the end.
 
         Raises:
-            RuntimeError: a rank failed.
+            RuntimeError: rank 0 ended with another code, or a run that is done with an error.
         """
         self.wait()
-        if any(self.codes.values()):
+        if self.codes[self.pids[0]] != code or (code == DONE and any(self.codes.values())):
             raise RuntimeError(f"a life ended with {self.codes}")
 
 
