@@ -14,7 +14,7 @@ MEANINGS = {
     USER_ERROR: "settings or data are wrong, one line on stderr says what to do",
     STOPPED: "pretrain fit: asked to stop, all saved: the same command goes on",
     HUNG: "pretrain fit: nothing done for run.watch.hang_minutes, see stacks-rank-*.txt",
-    NOT_FINITE: "pretrain fit: a loss or gradient was not finite, see events.jsonl",
+    NOT_FINITE: "of pretrain fit a loss or gradient, of finetune scores, that are not finite",
     SUPERSEDED: "pretrain fit: another life of this run has begun, which goes on",
 }
 

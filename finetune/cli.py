@@ -9,7 +9,7 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from data_prep.credentials import hide_in_logs, without_credentials
-from data_prep.exit_codes import DONE, FAILED, USER_ERROR, explained
+from data_prep.exit_codes import DONE, FAILED, NOT_FINITE, USER_ERROR, explained
 from finetune.command_settings import OffPolicyConfig, PredictConfig, ReportConfig
 from finetune.daily_settings import DailyConfig
 from finetune.settings import FitConfig, LadderConfig
@@ -32,7 +32,7 @@ def build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="python -m finetune",
         description="CTR heads on a release.",
-        epilog=explained(DONE, FAILED, USER_ERROR),
+        epilog=explained(DONE, FAILED, USER_ERROR, NOT_FINITE),
         exit_on_error=False,
     )
     commands = parser.add_subcommands(dest="command", required=True)
@@ -45,7 +45,7 @@ def build_parser() -> ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one command; 2 after a user's error, which is one line on stderr."""
+    """Run one command; after an error that is one line on stderr, 2, or 77 for scores of NaN."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     hide_in_logs()
     parser = build_parser()
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     except (ArgumentError, ValueError, FileNotFoundError) as error:
         logger.debug("where it happened", exc_info=True)
         print(f"error: {without_credentials(' '.join(str(error).split()))}", file=sys.stderr)
-        return USER_ERROR
+        return int(getattr(error, "exit_code", USER_ERROR))
     return DONE
 
 

@@ -8,16 +8,24 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.exit_codes import NOT_FINITE
+
 Floats = NDArray[np.float64]
 
 _PROBABILITY_FLOOR = 1e-7  # a float32 sigmoid reaches 0 and 1, whose log loss would be infinite
+
+
+class Diverged(ValueError):
+    """A model's scores are not numbers."""
+
+    exit_code = NOT_FINITE
 
 
 def _check_scores(score_N: NDArray[np.floating]) -> None:
     """Refuse scores that are not numbers, which a sort would put above all others."""
     unknown = int(np.isnan(score_N).sum())
     if unknown:
-        raise ValueError(
+        raise Diverged(
             f"scores: found {unknown} of {len(score_N)} that are not a number, expected "
             "probabilities; training diverged: lower train.lr and train.id_lr, or set "
             "train.grad_clip_norm"

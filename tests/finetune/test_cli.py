@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from data_prep.dataset import Dataset
+from data_prep.exit_codes import NOT_FINITE
 from finetune.cli import build_parser, main
 from finetune.run_folder import plain
 from finetune.settings import FitConfig, HeadConfig, LadderConfig, TrainConfig
@@ -41,6 +42,14 @@ def test_fit_runs_from_a_yaml_file(
 ) -> None:
     assert main([*words, "--train.max_epochs", "1"]) == 0
     assert "aligned, seed 0: test" in capsys.readouterr().out
+
+
+def test_a_model_that_diverges_ends_with_a_code_of_its_own(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    speeds = ["--rung", "none", "--train.lr", "1e30", "--train.id_lr", "1e30"]
+    assert main([*words, *speeds]) == NOT_FINITE
+    assert "training diverged: lower train.lr" in capsys.readouterr().err
 
 
 def test_an_unknown_key_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
