@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_prep.columns import ItemColumns
+from data_prep.credentials import without_credentials
 from data_prep.rate_limit import rate_limit
 from data_prep.settings import FetchConfig, expand_path
 
@@ -108,7 +109,8 @@ class MediaReader:
                 if _is_missing(error):
                     return "file_missing"
                 if attempt == self.fetch.retries:
-                    logger.warning("%s: not fetched (%s)", url, error)
+                    shown = map(without_credentials, (url, str(error)))
+                    logger.warning("%s: not fetched (%s)", *shown)  # workers have no filter
                 else:
                     time.sleep(self.fetch.wait_s * 2**attempt)
             else:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from data_prep.credentials import without_credentials
 from data_prep.media import Cause, Cell, Found
 from data_prep.records import replace_file
 from data_prep.settings import RunConfig
@@ -36,7 +37,7 @@ class MediaCount:
         self.cells += 1
         if isinstance(found, str) and (loss := LOSSES.get(found)) is not None:
             self.lost[loss] = self.lost.get(loss, 0) + 1
-            self.first.setdefault(loss, str(cell))
+            self.first.setdefault(loss, without_credentials(str(cell)))
 
     def join(self, other: "MediaCount") -> None:
         """Count the cells of a later tar too."""

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from data_prep.credentials import HideCredentials
 from data_prep.records import replace_file
 
 LIVES_FILE, WARNINGS_FILE = "lives.json", "warnings.log"
@@ -56,6 +57,7 @@ class RunRecord(pl.Callback):
         replace_file(self.run_dir / LIVES_FILE, json.dumps(lives, indent=2).encode())
         self._handler = logging.FileHandler(self.run_dir / WARNINGS_FILE, delay=True)
         self._handler.setLevel(logging.WARNING)
+        self._handler.addFilter(HideCredentials())
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
         logging.getLogger("pretrain").addHandler(self._handler)
 

@@ -9,6 +9,7 @@ from typing import ClassVar
 import pytest
 
 from data_prep.media import MediaReader
+from data_prep.media_losses import MediaCount
 from data_prep.settings import FetchConfig
 
 
@@ -20,10 +21,15 @@ class Pictures(http.server.BaseHTTPRequestHandler):
     """Serves the path's own name; `flaky` fails twice, `down` always."""
 
     asked: ClassVar[list[str]] = []
+    always_down: ClassVar[bool] = False
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
-        fails = self.path == "/down" or (self.path == "/flaky" and self.asked.count("/flaky") < 3)
+        fails = (
+            self.always_down
+            or self.path == "/down"
+            or (self.path == "/flaky" and self.asked.count("/flaky") < 3)
+        )
         self.send_response(503 if fails else 404 if self.path == "/gone" else 200)
         body = self.path.encode() * (2000 if self.path == "/large" else 1)
         self.send_header("Content-Length", str(len(body)))
@@ -146,6 +152,24 @@ def test_a_server_that_is_down_is_asked_again_and_nothing_is_missing() -> None:
         assert len(connections) >= 3
     assert reads.read("http://127.0.0.1:1/a.jpg") == "not_fetched"  # refused
     assert reads.read("http://no-such-host.invalid/a.jpg") == "not_fetched"
+
+
+def test_a_cell_that_is_lost_shows_no_credentials(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Worker processes log too, and the first lost cell is kept in a receipt."""
+    cell, count = f"{url}/down?token=hunter2", MediaCount()
+    Pictures.asked.clear()
+    Pictures.always_down = True
+    try:
+        found = list(reader(None, retries=0).read_all([cell], seen=count.add))
+    finally:
+        Pictures.always_down = False
+    assert found == ["not_fetched"]
+    assert Pictures.asked == ["/down?token=hunter2"]  # it was sent
+    assert "down?***: not fetched" in caplog.text
+    assert "hunter2" not in caplog.text
+    assert count.first == {"not_fetched": f"{url}/down?***"}
 
 
 def test_requests_of_all_columns_keep_to_one_rate(url: str) -> None:

@@ -1,9 +1,12 @@
+import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from data_prep.__main__ import main
+from data_prep.checksums import file_checksum
 from data_prep.content import read_index
 from data_prep.verify import find_damage
 
@@ -56,6 +59,21 @@ def test_a_missing_file_is_named_and_the_exit_code_is_not_zero(
 def test_a_tar_of_an_earlier_run_is_named(copy: Path) -> None:
     shutil.copy(copy / "items/items-000000.tar", copy / "items/items-000077.tar")
     assert "items/items-000077.tar: found, but not in the manifest" in "".join(find_damage(copy))
+
+
+def test_a_link_in_a_tar_whose_checksum_fits_is_named_and_read_by_nobody(copy: Path) -> None:
+    """webdataset, the next reader, would follow it."""
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (entry,) = [one for one in manifest["files"] if one["path"] == "users/users-000000.tar"]
+    path = copy / entry["path"]
+    payload = path.read_bytes()[: -2 * 512]
+    link = tarfile.TarInfo("000009.events.arrow")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    path.write_bytes(payload + link.tobuf(tarfile.USTAR_FORMAT) + bytes(2 * 512))
+    entry |= {"bytes": path.stat().st_size, "xxh128": file_checksum(path)}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    (line,) = find_damage(copy)
+    assert "member '000009.events.arrow': found a symbolic link" in line
 
 
 def flip(path: Path, position: int) -> None:

@@ -45,6 +45,14 @@ def test_another_rate_and_two_channels_become_one_wave_of_ours() -> None:
     np.testing.assert_allclose(found[200:-200], expected[200:-200], atol=2e-3)
 
 
+def test_a_rate_that_no_recorder_has_is_refused_before_it_is_resampled() -> None:
+    """The filter that resamples grows with it."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.zeros(100, np.float32), 2_000_000_000, format="WAV")
+    with pytest.raises(ValueError, match="found 2000000000 Hz, at most 384000"):
+        decode_sound(buffer.getvalue(), sample_rate=16_000, max_seconds=1.0)
+
+
 def test_no_sound_file_is_refused() -> None:
     with pytest.raises(ValueError, match="sound of 3 bytes: cannot be decoded"):
         decode_sound(b"abc", sample_rate=RATE, max_seconds=1)
