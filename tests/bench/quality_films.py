@@ -17,12 +17,10 @@ import json
 import logging
 import os
 import sys
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
@@ -31,58 +29,24 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent))
 import films_protocol
 from fashion import check_same_settings, module
+from films_systems import PLACES, SIGNALS, Folders, rank_block
 from quality_content import raw_modalities, vector_column, write_vectors
 
-from pretrain.baselines import EASE, Baseline, ContentKNN, ItemKNN, Popularity
-from pretrain.blend import blend, load_blend
-from pretrain.blend_places import PlaceConfig
+from pretrain.blend import blend
 from pretrain.blend_samples import Question
-from pretrain.blend_signals import SignalConfig, open_signals, standardised
-from pretrain.cases import Cases, read_cases, read_catalogue, read_choices
 from pretrain.intervals import bootstrap_interval
-from pretrain.metrics import rank_scored, recall_at_k, user_means
-from pretrain.named_baselines import sasrec_scorer
-from pretrain.sasrec import SASRecConfig
-from pretrain.scorers import Scorer, baseline_scorer, open_release, released_scorer
 from pretrain.word_vectors import word_vectors, words_of
 
 log = logging.getLogger("quality_films")
 
 CONFIGS = Path("configs/quality_films")
 WORD_WIDTH = 128
-EASE_L2 = 200.0  # PROTOCOL.md's; with content the best of a few on validation too
-IMAGE_SHARE = 0.5
 PROSE = frozenset({"title", "description", "plot", "cast"})
-SIGNALS = SignalConfig(content=("text", "words", "image"), ease_l2=EASE_L2, born="year", latest=10)
-PLACES = PlaceConfig(new_weight=6.0)
-"""Chosen on the validation of blocks 1 to 4, seed 0: recall of all stays 5 % above EASE's there."""
-SASREC = SASRecConfig(loss="softmax", epochs=60)
 ANSWERS = ("all", "warm", "cold", "cold_among_cold")
 """Parts of the targets; the last ranks cold items among cold items only, as fashion-cold does."""
 
 Recalls = dict[str, dict[str, Tensor]]
 """System → answer → Recall@20 of each user of a block."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Folders:
-    """Where one block's stage keeps its files."""
-
-    run_dir: Path
-    dataset_dir: Path
-    features_dir: Path
-    items: Path
-    config: Path
-
-    @property
-    def train(self) -> Path:
-        """What was liked before the block."""
-        return self.run_dir / "train.parquet"
-
-    @property
-    def cases(self) -> Path:
-        """What the block asks."""
-        return self.run_dir / "cases.parquet"
 
 
 def main() -> None:
@@ -144,7 +108,14 @@ def main() -> None:
         prepare(block, where)
         recalls.append(
             [
-                one_seed(block, where, seed=seed, blend_file=weights, control=control)
+                rank_block(
+                    block,
+                    where,
+                    seed=seed,
+                    vectors=train_release(where, seed=seed),
+                    blend_file=weights,
+                    control=control,
+                )
                 for seed in args.seeds
             ]
         )
@@ -216,117 +187,6 @@ def train_release(where: Folders, *, seed: int) -> list[Path]:
         item_id, raw = raw_modalities(released, embeddings)
         write_vectors(embeddings / "content.parquet", item_id, raw)
     return [embeddings / "items.parquet", embeddings / "content.parquet"]
-
-
-def one_seed(
-    block: films_protocol.Block,
-    where: Folders,
-    *,
-    seed: int,
-    blend_file: Path,
-    control: Path,
-) -> Recalls:
-    """Rank a block with every system; those that know no seed with seed 0 only."""
-    vectors = train_release(where, seed=seed)
-    catalogue, vector_NDs = read_catalogue(
-        vectors, columns=["aligned", "event", *SIGNALS.content], tables=[]
-    )
-    asked = read_cases(where.cases, catalogue=catalogue)
-    train = read_choices(where.train, catalogue=catalogue)
-    rated = pc.is_in(catalogue, value_set=block.train["item_id"].combine_chunks())
-    cold_N = torch.from_numpy(~np.asarray(rated.to_numpy(zero_copy_only=False)))
-
-    def answers(scores_of: Scorer) -> dict[str, Tensor]:
-        return recall_of_users(scores_of, asked, cold_N=cold_N)
-
-    released = open_release(where.run_dir / f"seed-{seed}" / "released", vectors=vectors)
-    release = released_scorer(released, asked, vector_NDs=vector_NDs)
-
-    def blended(file: Path, *, release: Scorer | None) -> tuple[Scorer, Scorer]:
-        """With places kept for new items, and without."""
-        learnt = load_blend(file)
-        signals = open_signals(
-            asked,
-            where.train,
-            config=learnt.signals,
-            catalogue=catalogue,
-            vector_NDs=vector_NDs,
-            items=where.items,
-            release=release,
-        )
-        return lambda rows: learnt.scores(signals, rows), lambda rows: learnt.sums(signals, rows)
-
-    ours, by_sums = blended(blend_file, release=release)
-    found = {
-        "ours": answers(ours),
-        "ours_without_places": answers(by_sums),
-        "release": answers(release),
-    }
-    if seed == 0:
-        found["blend_without_release"] = answers(blended(control, release=None)[0])
-        for name, model in baselines(vector_NDs).items():
-            log.info("%s: %s", where.run_dir.name, name)
-            found[name] = answers(baseline_scorer(model.fit(train), asked))
-        log.info("%s: sasrec", where.run_dir.name)
-        found["sasrec"] = answers(
-            sasrec_scorer(asked, where.train, catalogue=catalogue, config=SASREC)
-        )
-    return found
-
-
-def baselines(vector_NDs: dict[str, Any]) -> dict[str, Baseline]:
-    """Ids alone and content alone."""
-    content = {name: standardised(vector_NDs[name]) for name in SIGNALS.content}
-    pair = np.concatenate([content["text"], IMAGE_SHARE * content["image"]], axis=1)
-    words = np.concatenate([content["text"], content["words"]], axis=1)
-    return {
-        "popularity": Popularity(),
-        "item_knn": ItemKNN(),
-        "ease": EASE(l2=EASE_L2),
-        **{f"content_knn_{name}": ContentKNN(vectors) for name, vectors in content.items()},
-        "content_knn_text_image": ContentKNN(pair),
-        "content_knn_text_words": ContentKNN(words),
-    }
-
-
-def recall_of_users(scores_of: Scorer, asked: Cases, *, cold_N: Tensor) -> dict[str, Tensor]:
-    """Recall@20 of each user: of all targets, and of parts of them."""
-    target_B = asked.targets_BT[:, 0]
-    cold_B = cold_N[target_B]
-
-    def recall(rows_B: Tensor, candidates: Tensor | None) -> Tensor:
-        part = asked.take(rows_B.nonzero().flatten().numpy())
-        rows = rows_B.nonzero().flatten()
-        chosen = slice(None) if candidates is None else candidates
-
-        def scores(cases: slice) -> Tensor:  # the scorer counts in rows of all cases
-            first, last = int(rows[cases][0]), int(rows[cases][-1]) + 1
-            return scores_of(slice(first, last))[rows[cases] - first][:, chosen]
-
-        ranks = rank_scored(
-            scores,
-            num_items=len(cold_N),
-            target_rows=part.targets_BT,
-            masked_rows=part.masked_BM,
-            candidates=candidates,
-        )
-        return user_means(recall_at_k(ranks, k=20), users_B=part.users_B)
-
-    everything = recall_at_k(
-        rank_scored(
-            scores_of,
-            num_items=len(cold_N),
-            target_rows=asked.targets_BT,
-            masked_rows=asked.masked_BM,
-        ),
-        k=20,
-    )
-    return {
-        "all": user_means(everything, users_B=asked.users_B),
-        "warm": user_means(everything[~cold_B], users_B=asked.users_B[~cold_B]),
-        "cold": user_means(everything[cold_B], users_B=asked.users_B[cold_B]),
-        "cold_among_cold": recall(cold_B, cold_N.nonzero().flatten()),
-    }
 
 
 def summary(recalls: list[list[Recalls]], *, stage: str) -> dict[str, Any]:
