@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and which one a release is made from."""
+"""Which checkpoint a run goes on from, which a release is made from, and which are deleted."""
 
 from __future__ import annotations
 
@@ -10,11 +10,19 @@ from pretrain.checkpoint_files import (
     check_files,
     folder_of,
     read_manifest,
+    remove,
     set_aside,
     step_folders,
     step_of,
 )
-from pretrain.checkpoint_policy import Saved, ranked, read_validation
+from pretrain.checkpoint_policy import (
+    KeepConfig,
+    Saved,
+    kept_steps,
+    ranked,
+    read_validation,
+    validation_file,
+)
 from pretrain.collectives import gather_objects, rank, world_size
 
 log = logging.getLogger(__name__)
@@ -131,6 +139,18 @@ def saved_in(checkpoints: Path) -> list[Saved]:
         except DamagedCheckpoint:
             continue
     return saved
+
+
+def delete_old(checkpoints: Path, keep: KeepConfig) -> None:
+    """Delete what the policy does not keep."""
+    saved = saved_in(checkpoints)
+    kept = kept_steps(saved, keep)
+    for folder in (folder_of(checkpoints, one.step) for one in saved if one.step not in kept):
+        try:
+            remove(folder)
+            validation_file(folder).unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("%s: not deleted: %s", folder, error)
 
 
 def _scores(checkpoints: Path) -> dict[Path, float | None]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 
-from pretrain.checkpoint_files import STATE_FILE, no_code
+from pretrain.checkpoint_files import STATE_FILE, FileSum, no_code, save_state
 from pretrain.zero import ZeroStrategy
 
 Name = str | Path
@@ -111,6 +113,32 @@ def in_memory(state: Any) -> Any:  # noqa: ANN401 - whatever torch.save takes
     if type(state) in (list, tuple):
         return type(state)(in_memory(value) for value in state)
     return copy.deepcopy(state)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What one rank wrote."""
+
+    sums: dict[str, FileSum]
+    error: str | None
+
+
+def write_files(files: Files, partial: Path) -> Written:
+    """Write this rank's files; other ranks do the same in the same folder."""
+    sums: dict[str, FileSum] = {}
+    try:
+        for name, state in files.items():
+            sums[name] = save_state(state, partial / name)
+    except OSError as error:
+        free = shutil.disk_usage(partial.parent).free
+        return Written(
+            sums,
+            f"{error}; one process needs {tensor_bytes(files) / 2**20:.1f} MiB, "
+            f"{free / 2**20:.1f} MiB are free (a quota may allow less)",
+        )
+    except ValueError as error:  # of a callback that is not ours
+        return Written(sums, str(error))
+    return Written(sums, None)
 
 
 def tensor_bytes(state: Any) -> int:  # noqa: ANN401 - whatever torch.save takes

@@ -20,34 +20,29 @@ import torch
 from pytorch_lightning.trainer.states import TrainerFn
 
 from pretrain import heartbeat
-from pretrain.checkpoint_choice import choose_checkpoint, saved_in
+from pretrain.checkpoint_choice import choose_checkpoint, delete_old, saved_in
 from pretrain.checkpoint_files import (
     PARTIAL,
-    FileSum,
     Manifest,
     folder_of,
     put_in_place,
     read_manifest,
-    remove,
     remove_left_overs,
-    save_state,
 )
 from pretrain.checkpoint_policy import (
     KeepConfig,
     Validation,
-    kept_steps,
     read_validation,
-    validation_file,
     write_validation,
 )
 from pretrain.checkpoint_state import (
-    Files,
+    Written,
     held_files,
     in_memory,
     layout_of,
     nothing_pending,
     read_from,
-    tensor_bytes,
+    write_files,
 )
 from pretrain.collectives import gather_objects, sum_over_ranks
 from pretrain.life import Life, Superseded
@@ -60,14 +55,6 @@ log = logging.getLogger(__name__)
 
 class SaveFailed(RuntimeError):
     """The state of a run that ends could not be saved."""
-
-
-@dataclass(frozen=True)
-class Written:
-    """What one rank wrote."""
-
-    sums: dict[str, FileSum]
-    error: str | None
 
 
 @dataclass(frozen=True)
@@ -202,7 +189,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
                 write_validation(folder_of(self.folder, trainer.global_step), note)
             except OSError as error:
                 log.error("validation of step %d is not noted: %s", trainer.global_step, error)
-            self._delete_old()
+            delete_old(self.folder, self.keep)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave the last step saved.
@@ -261,7 +248,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
         partial = folder_of(self.folder, step)
         # Of this life alone: one that was left over may be writing the same step.
         partial = partial.with_name(f"{partial.name}.{self.life.name}{PARTIAL}")
-        written = self._writer.submit(_write, files, partial)
+        written = self._writer.submit(write_files, files, partial)
         self._flight = Flight(partial, manifest, written)
         self.saved_step = step
         return self._finish(trainer) if wait or not self.asynchronous else None
@@ -295,7 +282,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
                 shutil.rmtree(flight.folder, ignore_errors=True)
                 log.error("%s", error)
         elif trainer.is_global_zero:
-            self._delete_old()
+            delete_old(self.folder, self.keep)
         if trainer.is_global_zero:
             self._note(flight.manifest, error)
         return error
@@ -329,34 +316,3 @@ class Checkpoints(pl.callbacks.Checkpoint):
         kept = saved_in(self.folder)
         newest = f"step-{kept[0].step} is the newest checkpoint" if kept else "there is none yet"
         return f"{self.folder}: step {flight.manifest.step} is NOT SAVED, {newest}: {error}"
-
-    def _delete_old(self) -> None:
-        """Delete what the policy does not keep."""
-        saved = saved_in(self.folder)
-        kept = kept_steps(saved, self.keep)
-        for one in saved:
-            folder = folder_of(self.folder, one.step)
-            if one.step not in kept:
-                try:
-                    remove(folder)
-                    validation_file(folder).unlink(missing_ok=True)
-                except OSError as error:
-                    log.warning("%s: not deleted: %s", folder, error)
-
-
-def _write(files: Files, partial: Path) -> Written:
-    """Write this rank's files; other ranks do the same in the same folder."""
-    sums: dict[str, FileSum] = {}
-    try:
-        for name, state in files.items():
-            sums[name] = save_state(state, partial / name)
-    except OSError as error:
-        free = shutil.disk_usage(partial.parent).free
-        return Written(
-            sums,
-            f"{error}; one process needs {tensor_bytes(files) / 2**20:.1f} MiB, "
-            f"{free / 2**20:.1f} MiB are free (a quota may allow less)",
-        )
-    except ValueError as error:  # of a callback that is not ours
-        return Written(sums, str(error))
-    return Written(sums, None)

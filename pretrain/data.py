@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -27,6 +28,9 @@ from pretrain.user_encoder import UserEncoderConfig
 from pretrain.user_features import UserColumn, encode_users, fit_user_columns, keep_earlier
 
 log = logging.getLogger(__name__)
+
+ORDER_SETTINGS = ("seed", "global_batch_size", "targets_per_sample", "item_pairs", "set_split")
+"""Of DataConfig: with these, the step number says which samples come next."""
 
 
 class PretrainData(pl.LightningDataModule):
@@ -146,6 +150,25 @@ class PretrainData(pl.LightningDataModule):
             self.steps_per_epoch,
             count,
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the samples of a step depend on, beside the dataset and the model."""
+        return {name: getattr(self.config, name) for name in ORDER_SETTINGS}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse to go on with other samples than those of the run that was interrupted.
+
+        Raises:
+            ValueError: a setting was changed since.
+        """
+        for name, before in state_dict.items():
+            now = getattr(self.config, name)
+            if now != before:
+                raise ValueError(
+                    f"data.config.{name}: found {now}, expected {before}, as the checkpoint was "
+                    "trained with; samples would be left out or seen twice. Set it back, or choose "
+                    "another run.dir and model.reuse.warm_start"
+                )
 
     def move_probabilities(self, device: torch.device) -> None:
         """Keep what logQ needs where the loss is."""

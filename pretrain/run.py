@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,19 @@ from pretrain.life import Life
 from pretrain.run_record import RunRecord
 from pretrain.stop import StopOnSignal
 from pretrain.watch import WatchConfig
+
+log = logging.getLogger(__name__)
+
+
+class Curves(CSVLogger):
+    """metrics.csv; rows that a full disk does not take are kept for the next time."""
+
+    def save(self) -> None:
+        """Write what is new."""
+        try:
+            super().save()
+        except OSError as error:
+            log.error("%s: not written: %s", Path(self.log_dir) / "metrics.csv", error)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +79,7 @@ class RunConfig:
         """metrics.csv, and Weights & Biases."""
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             self._keep_earlier_curves()
-        loggers: list[Logger] = [CSVLogger(self.dir, name="", version="")]
+        loggers: list[Logger] = [Curves(self.dir, name="", version="")]
         if self.wandb != "off":
             self.dir.mkdir(parents=True, exist_ok=True)  # else wandb writes to a temporary folder
             loggers.append(

@@ -8,6 +8,7 @@ can know.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from datetime import UTC, datetime
@@ -16,6 +17,8 @@ from typing import Any
 
 from data_prep.credentials import hide_credentials
 from pretrain.collectives import rank
+
+log = logging.getLogger(__name__)
 
 EVENTS_FILE = "events.jsonl"
 
@@ -27,16 +30,22 @@ class RunLog:
         self.path = run_dir / EVENTS_FILE
 
     def write(self, event: str, **facts: Any) -> None:  # noqa: ANN401 - any JSON value
-        """Append an event; numbers that are not finite become text, as JSON has none."""
+        """Append an event; numbers that are not finite become text, as JSON has none.
+
+        A disk that is full costs the line, not the run.
+        """
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         entry = {"time": now, "rank": rank(), "event": event} | facts
         line = json.dumps(_plain(hide_credentials(entry)), default=str) + "\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(file, line.encode())
-        finally:
-            os.close(file)
+            file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(file, line.encode())
+            finally:
+                os.close(file)
+        except OSError as error:
+            log.error("%s: not written: %s: %s", self.path, error, line.rstrip())
 
 
 def read_events(run_dir: Path) -> list[dict[str, Any]]:

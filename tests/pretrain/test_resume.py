@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from pretrain import checkpoints, stop_flag
+from pretrain import checkpoint_state, checkpoints, stop_flag
 from pretrain.checkpoint_choice import find_checkpoint
 from pretrain.checkpoint_files import STATE_FILE, FileSum, read_manifest, save_state, step_folders
 from pretrain.checkpoint_policy import read_validation
@@ -220,6 +220,12 @@ def test_a_stop_waits_for_the_gradients_that_are_summed_up(runs: Runs) -> None:
     runs.assert_equal("summed", "summed_stopped")
 
 
+def test_a_run_does_not_go_on_with_other_samples(runs: Runs, whole: Seen) -> None:
+    runs.fit("changed", seen=Seen(5, crash))
+    with pytest.raises(ValueError, match=r"data\.config\.seed: found 1, expected 0"):
+        runs.fit("changed", "--data.config.seed", "1")
+
+
 # ---------------------------------------------------------------------- saving
 def test_what_is_kept_is_the_last_and_the_best(runs: Runs, whole: Seen) -> None:
     best = find_checkpoint(runs.folder / "whole", which="best").name
@@ -243,7 +249,7 @@ def full_at(step: int) -> Callable[[object, Path], FileSum]:
 def test_a_full_disk_costs_a_save_and_not_the_run(
     runs: Runs, whole: Seen, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoints, "save_state", full_at(8))
+    monkeypatch.setattr(checkpoint_state, "save_state", full_at(8))
     seen = runs.fit("full", seen=Seen(10, crash))
     assert len(seen.batches) == 10
     assert runs.checkpoints("full") == ["step-4"]
@@ -257,7 +263,7 @@ def test_a_full_disk_costs_a_save_and_not_the_run(
 def test_a_stop_that_cannot_be_saved_is_no_requeue(
     runs: Runs, whole: Seen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoints, "save_state", full_at(6))
+    monkeypatch.setattr(checkpoint_state, "save_state", full_at(6))
     with pytest.raises(checkpoints.SaveFailed, match="step 6 is NOT SAVED, step-4 is the newest"):
         runs.fit("full_stop", seen=Seen(6, ask_to_stop))
     for name in ("REQUEUE", "DONE"):
@@ -280,7 +286,7 @@ def test_a_save_beside_training_holds_the_step_it_began_at(
         written.append(path.parent.name.split(".")[0])
         return save_state(state, path)
 
-    monkeypatch.setattr(checkpoints, "save_state", slow)
+    monkeypatch.setattr(checkpoint_state, "save_state", slow)
     runs.fit("beside", "--run.async_checkpoints", "true", seen=seen)
     assert written == [f"step-{step}" for step in (4, 8, 11, 12, 16, 20, 22)]
     runs.assert_equal("beside", "whole")
