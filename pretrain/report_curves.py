@@ -71,7 +71,19 @@ GROUPS = (
             Panel("negatives", r"train/(?:(.*)_)?negatives", plain="user item", log=True),
             Panel("mean gate", r"train/gate_(?!balance)(.*)"),
             Panel("gate balance", r"train/gate_balance()"),
+            Panel("gradient norm", r"train/gradient_norm()", log=True),
             Panel("learning rate", r"lr-(.*)"),
+        ),
+    ),
+    Group(
+        "Speed",
+        "Waiting for data is that of the rank that waits longest. MFU is the share of the device's "
+        "peak that the model's own arithmetic takes. Memory is the largest of any process so far.",
+        (
+            Panel("samples a second", r"speed/samples_per_s()"),
+            Panel("seconds a step", r"speed/step_s()"),
+            Panel("share of the time, and of the peak", r"speed/(data_wait_share|mfu)"),
+            Panel("memory, GB", r"memory/(.*)_gb"),
         ),
     ),
     Group(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from pretrain.export import RUN_FILE
 from pretrain.release import file_sha256
 from pretrain.release_config import RELEASE_FORMAT
 from pretrain.run_curves import Curve, read_curves
+from pretrain.run_log import EVENTS_FILE, read_events
 from pretrain.run_record import LIVES_FILE, WARNINGS_FILE, read_lives
 
 CONFIG_FILE = "config.yaml"
@@ -84,6 +86,7 @@ def run_sentences(run: RunFacts, dataset: Dataset | None) -> list[str]:
         sentences.append("The run logged no validation recall.")
     if not run.end.startswith("finished"):
         sentences.append(f"The run has not finished: {run.end}.")
+    sentences += troubles(run.run_dir)
     if run.warnings:
         sentences.append(f"{len(run.warnings)} warnings while training; see below.")
     if run.about["newest_event"] >= run.about["valid_start"]:
@@ -95,6 +98,19 @@ def run_sentences(run: RunFacts, dataset: Dataset | None) -> list[str]:
             "cut-off are those of the dataset given."
         )
     return sentences
+
+
+def troubles(run_dir: Path) -> list[str]:
+    """What the run's log tells of, over all its lives; a hang is told by every rank."""
+    told = Counter(one["event"] for one in read_events(run_dir))
+    named = {
+        "nonfinite": "steps were not finite",
+        "spike": "steps had a loss far above those before",
+        "hang": "times a rank hung",
+        "save_failed": "saves failed",
+    }
+    found = [f"{told[event]} {text}" for event, text in named.items() if told[event]]
+    return [f"{', '.join(found)}; {EVENTS_FILE} says when."] if found else []
 
 
 def is_same(run: RunFacts, dataset: Dataset) -> bool:

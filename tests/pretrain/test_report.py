@@ -101,11 +101,12 @@ def test_the_page_has_every_part_and_no_script_or_outside_link(
     assert "script" not in reader.tags
     assert all(link.startswith(("#", "data:image/png;base64,")) for link in reader.links)
     assert "url(http" not in page
-    titles = ["Systems: next", "Validation", "Training", "Health of the space", "Map of the items",
-              "Spectrum", "What the run was", "Settings that differ", "Warnings"]  # fmt: skip
+    titles = ["Systems: next", "Validation", "Training", "Speed", "Health of the space",
+              "Map of the items", "Spectrum", "What the run was", "Settings that differ",
+              "Warnings"]  # fmt: skip
     places = [page.index(f"<h2>{title}") for title in titles]
     assert places == sorted(places)
-    assert reader.tags.count("svg") == 1 + 3 + 2 + 1
+    assert reader.tags.count("svg") == 1 + 4 + 2 + 1
     assert all(sentence in reader.text for sentence in lead)
     for shown in (SCRIPT, "0.3000", "0.2980 to 0.3020", "none: the newest event",
                   "finished, step 6", "modality image is ignored",

@@ -23,6 +23,7 @@ from pretrain import heartbeat
 from pretrain.hang_watch import HangWatch
 from pretrain.loss_spikes import spread_above
 from pretrain.nonfinite import NotFiniteError
+from pretrain.report_run import troubles
 from pretrain.run_log import RunLog, read_events
 from pretrain.throughput import Throughput
 from pretrain.watch import WatchConfig
@@ -198,6 +199,15 @@ def test_events_are_lines_of_json_without_credentials(tmp_path: Path) -> None:
     assert (first["file"], first["figures"]) == ("s3://***@bucket/x", {"a": "nan"})
     assert first["time"].endswith("+00:00")
     assert len(lines) == 2
+
+
+def test_a_report_tells_what_a_run_met(tmp_path: Path) -> None:
+    assert troubles(tmp_path) == []
+    log = RunLog(tmp_path)
+    for event in ("start", "spike", "spike", "nonfinite", "end"):
+        log.write(event)
+    (sentence,) = troubles(tmp_path)
+    assert sentence.startswith("1 steps were not finite, 2 steps had a loss far above")
 
 
 def test_patience_is_for_the_next_beat_alone(monkeypatch: pytest.MonkeyPatch) -> None:
