@@ -136,7 +136,7 @@ def write_files(files: Files, partial: Path) -> Written:
             f"{error}; one process needs {tensor_bytes(files) / 2**20:.1f} MiB, "
             f"{free / 2**20:.1f} MiB are free (a quota may allow less)",
         )
-    except ValueError as error:  # of a callback that is not ours
+    except (ValueError, RuntimeError) as error:  # raised here, it would leave the others waiting
         return Written(sums, str(error))
     return Written(sums, None)
 

@@ -46,7 +46,7 @@ from pretrain.checkpoint_state import (
 )
 from pretrain.collectives import gather_objects, sum_over_ranks
 from pretrain.life import Life, Superseded
-from pretrain.resume import align_logged_step, validate_again, validation_follows
+from pretrain.resume import after_fit_loop, align_logged_step, validate_again, validation_follows
 from pretrain.run_log import RunLog
 from pretrain.run_record import versions
 
@@ -128,14 +128,23 @@ class Checkpoints(pl.callbacks.Checkpoint):
         self._resumed = read_manifest(self._chosen)
         self.saved_step = self._resumed.step
         log.info("%s: going on from there", self._chosen)
+        # A run whose last step is taken does not start to train.
+        after_fit_loop(trainer, lambda: self._make_up(trainer))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make up for a validation that the last life did not finish."""
+        self._make_up(trainer)
+
+    def _make_up(self, trainer: pl.Trainer) -> None:
         resumed, self._resumed = self._resumed, None
         if resumed is not None:
             note = read_validation(folder_of(self.folder, resumed.step))
             if gather_objects(note)[0] is None:
                 validate_again(trainer, resumed)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """End the thread that writes."""
+        self._writer.shutdown()
 
     # ------------------------------------------------------------------ when
     def on_train_batch_start(
@@ -201,10 +210,6 @@ class Checkpoints(pl.callbacks.Checkpoint):
             self.save_now(trainer)
         elif self._flight is not None and (error := self._finish(trainer)):
             raise SaveFailed(error)
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """End the thread that writes."""
-        self._writer.shutdown()
 
     # ------------------------------------------------------------------ saving
     def can_save(self, trainer: pl.Trainer) -> bool:

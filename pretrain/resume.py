@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,17 @@ def go_on_after_batch(loops: dict[str, Any]) -> int:
 def align_logged_step(trainer: pl.Trainer) -> None:
     """Log the next step under its number; after a resume Lightning's own count is off by one."""
     trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+
+def after_fit_loop(trainer: pl.Trainer, then: Callable[[], None]) -> None:
+    """Do something before the trainer takes all down, also where there was nothing to train."""
+    run = trainer.fit_loop.run
+
+    def run_then() -> None:
+        run()
+        then()
+
+    trainer.fit_loop.run = run_then  # type: ignore[method-assign]
 
 
 def validation_follows(trainer: pl.Trainer, *, epoch: int, batches: int, epoch_done: bool) -> bool:

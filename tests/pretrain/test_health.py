@@ -18,7 +18,7 @@ from pretrain.health import (
     modality_gap,
     uniformity,
 )
-from pretrain.health_monitor import HealthConfig, IgnoredModalities, measure
+from pretrain.health_monitor import HealthConfig, HealthMonitor, IgnoredModalities, measure
 from pretrain.item_encoder import Fusion
 from pretrain.modality_dropout import dropped_modalities
 
@@ -86,6 +86,14 @@ def test_what_a_batch_lacks_is_not_measured() -> None:
     assert {"gap_image_text", "knock_out_text", "uniformity_text"} <= found.keys()
     assert not any("sound" in name for name in found)
     assert IgnoredModalities(HealthConfig(checks=1)).update({}, NAMES) == []
+
+
+def test_a_resumed_run_goes_on_counting() -> None:
+    before, after = (HealthMonitor(HealthConfig(checks=3)) for _ in range(2))
+    before.ignored.counts["text"] = 2
+    after.load_state_dict(before.state_dict())
+    values = {"gate_text": 0.0, "knock_out_text": 0.5}
+    assert after.ignored.update(values, ["text"]) == ["text"]
 
 
 def test_dropout_hides_a_share_and_never_the_last() -> None:

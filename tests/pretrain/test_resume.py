@@ -53,8 +53,12 @@ class Seen(pl.Callback):
 class CrashInValidation(pl.Callback):
     """As if killed there."""
 
-    def on_validation_epoch_start(self, *given: object) -> None:
-        crash()
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: object) -> None:
+        if trainer.global_step == self.step:
+            crash()
 
 
 def crash() -> None:
@@ -133,6 +137,7 @@ def test_a_stopped_run_takes_each_step_once(runs: Runs, whole: Seen, at: int) ->
     first = runs.fit(name, seen=Seen(at, ask_to_stop))
     assert len(first.batches) == at
     assert (runs.folder / name / "REQUEUE").read_text() == f"step {at}\n"
+    assert not list((runs.folder / name / "checkpoints").glob("*.validation.json"))
     second = runs.fit(name)
     assert first.batches + second.batches == whole.batches
     assert first.losses + second.losses == whole.losses
@@ -163,19 +168,27 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
     runs.assert_equal("damaged", "whole")
 
 
-def test_a_validation_that_was_cut_off_is_made_up_for(runs: Runs, whole: Seen) -> None:
-    runs.fit("cut_off", more=CrashInValidation())
-    folder = runs.folder / "cut_off" / "checkpoints" / "step-11"
+@pytest.mark.parametrize(
+    ("step", "words"), [(11, ()), (22, ()), (22, ("--trainer.max_steps", "22"))]
+)
+def test_a_validation_that_was_cut_off_is_made_up_for(
+    runs: Runs, whole: Seen, step: int, words: tuple[str, ...]
+) -> None:
+    """Also after the last step, where there is nothing left to train."""
+    name = "-".join(["cut_off", str(step), *words])
+    runs.fit(name, *words, more=CrashInValidation(step))
+    folder = runs.folder / name / "checkpoints" / f"step-{step}"
     assert read_manifest(folder).epoch_done
     assert read_validation(folder) is None
-    runs.fit("cut_off")
+    runs.fit(name, *words)
     found, expected = (
-        read_validation(runs.folder / name / "checkpoints" / "step-11")
-        for name in ("cut_off", "whole")
+        read_validation(runs.folder / one / "checkpoints" / f"step-{step}")
+        for one in (name, "whole")
     )
     assert found is not None
     assert found.metrics["val/recall@20"] == expected.metrics["val/recall@20"]
-    runs.assert_equal("cut_off", "whole")
+    assert (runs.folder / name / "DONE").exists()
+    runs.assert_equal(name, "whole")
 
 
 def test_an_epoch_without_validation_is_not_begun_again(runs: Runs) -> None:
