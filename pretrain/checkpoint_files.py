@@ -89,7 +89,7 @@ class Manifest:
     def to_json(self) -> str:
         """With a hash of itself, so that an altered one is known."""
         content = {"version": VERSION, **asdict(self)}
-        return json.dumps({**content, "xxh3": _hash_of(content)}, indent=2)
+        return json.dumps({**content, "xxh3": hash_of(content)}, indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
@@ -101,7 +101,7 @@ class Manifest:
         try:
             content = json.loads(text)
             stated, version = content.pop("xxh3"), content.pop("version")
-            if version == VERSION and stated == _hash_of({"version": version, **content}):
+            if version == VERSION and stated == hash_of({"version": version, **content}):
                 files = {name: FileSum(**one) for name, one in content.pop("files").items()}
                 return cls(**content, files=files)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -111,7 +111,8 @@ class Manifest:
         raise DamagedCheckpoint(f"{MANIFEST_FILE} was altered: its hash is not the one it states")
 
 
-def _hash_of(content: dict[str, Any]) -> str:
+def hash_of(content: dict[str, Any]) -> str:
+    """XXH3 of JSON that does not depend on the order of its keys."""
     return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
 
 

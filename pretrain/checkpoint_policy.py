@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.records import replace_file
-from pretrain.checkpoint_files import VALIDATION, step_of
+from pretrain.checkpoint_files import VALIDATION, hash_of, step_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,15 +88,17 @@ def write_validation(folder: Path, found: Validation) -> None:
         OSError: the disk is full, or the like.
     """
     content = {"step": step_of(folder), "monitor": found.monitor, "metrics": found.metrics}
-    replace_file(validation_file(folder), json.dumps(content, indent=2).encode())
+    note = {**content, "xxh3": hash_of(content)}
+    replace_file(validation_file(folder), json.dumps(note, indent=2).encode())
 
 
 def read_validation(folder: Path) -> Validation | None:
     """The note; None where validation did not run or finish, or where the note is damaged."""
     try:
         content = json.loads(validation_file(folder).read_text())
-        metrics = {str(name): float(value) for name, value in content["metrics"].items()}
-        found = Validation(monitor=content["monitor"], metrics=metrics)
-        return found if content["step"] == step_of(folder) else None
+        stated = content.pop("xxh3")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+    if stated != hash_of(content) or content["step"] != step_of(folder):
+        return None
+    return Validation(monitor=content["monitor"], metrics=content["metrics"])

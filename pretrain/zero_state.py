@@ -25,6 +25,7 @@ import torch
 from pytorch_lightning.strategies import DeepSpeedStrategy
 from torch import Tensor
 
+from pretrain import heartbeat
 from pretrain.checkpoint_files import DEEPSPEED_CLASSES, PARTIAL, ZERO_FOLDER, no_code
 from pretrain.collectives import rank
 
@@ -101,6 +102,7 @@ def load_engine_elastic(
 def universal(folder: Path, *, strategy: DeepSpeedStrategy) -> Iterator[Path]:
     """A universal checkpoint beside `folder`, made by rank 0 and removed afterwards."""
     converted = folder.with_name(f"{folder.name}.universal{PARTIAL}")
+    heartbeat.beat(heartbeat.SLOW)
     if strategy.is_global_zero:
         log.info("%s: is of another number of processes, converting it", folder)
         shutil.rmtree(converted, ignore_errors=True)

@@ -163,8 +163,10 @@ def test_the_best_is_found_by_the_notes_of_validation(
         write_validation(make_checkpoint(checkpoints, step), note)
     assert find_checkpoint(tmp_path, which="best") == checkpoints / "step-4"
     assert find_checkpoint(tmp_path, which="last") == checkpoints / "step-6"
-    (checkpoints / "step-6.validation.json").write_text("[1]")
-    assert read_validation(checkpoints / "step-6") is None
+    file = checkpoints / "step-6.validation.json"
+    for damaged in ("[1]", "", file.read_text().replace("0.4", "0.9")):
+        file.write_text(damaged)
+        assert read_validation(checkpoints / "step-6") is None
     (checkpoints / "step-4" / STATE_FILE).write_bytes(b"")
     assert find_checkpoint(tmp_path, which="best") == checkpoints / "step-2"
     assert "step-4: DAMAGED" in caplog.text
