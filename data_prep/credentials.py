@@ -6,7 +6,7 @@ from typing import Any
 
 HIDDEN = "***"
 _USER_INFO = re.compile(r"(?<=:/)(/?)[^/\s@'\"]+@")
-_QUERY = re.compile(r"([a-z][a-z0-9+.-]*:/[^\s?#'\"<>]*\?)[^\s#'\"<>]+", re.IGNORECASE)
+_QUERY = re.compile(r"([a-z][a-z0-9+.-]*:/[^\s?#'\"<>]*\?)(?!\*)[^\s#'\"<>]+", re.IGNORECASE)
 
 
 def without_credentials(text: str) -> str:
@@ -43,4 +43,5 @@ class HideCredentials(logging.Filter):
 def hide_in_logs() -> None:
     """Of this process, from here on."""
     for handler in logging.getLogger().handlers:
-        handler.addFilter(HideCredentials())
+        if not any(isinstance(one, HideCredentials) for one in handler.filters):
+            handler.addFilter(HideCredentials())

@@ -25,6 +25,7 @@ SECRET = "hunter2"
 )
 def test_credentials_of_urls_are_hidden_and_the_rest_stays(text: str, shown: str) -> None:
     assert without_credentials(text) == shown
+    assert without_credentials(f"{shown}: gone") == f"{shown}: gone"  # once is enough
 
 
 def test_settings_are_searched_to_the_bottom() -> None:
