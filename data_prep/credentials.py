@@ -6,7 +6,7 @@ from typing import Any
 
 HIDDEN = "***"
 _USER_INFO = re.compile(r"(?<=:/)(/?)[^/\s@'\"]+@")
-_QUERY = re.compile(r"([a-z][a-z0-9+.-]*:/[^\s?#'\"<>]*\?)(?!\*)[^\s#'\"<>]+", re.IGNORECASE)
+_QUERY = re.compile(r"([a-z][a-z0-9+.-]*:/[^\s?#'\"<>]*\?)(?!\*{3})[^\s#'\"<>]+", re.IGNORECASE)
 
 
 def without_credentials(text: str) -> str:
