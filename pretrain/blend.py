@@ -69,13 +69,18 @@ class Blend:
         Raises:
             ValueError: other signals than those that were learnt on.
         """
-        total_BN = self.sums(signals, cases)
+        return self.placed(self.sums(signals, cases), signals, cases, ranked_N=ranked_N)
+
+    def placed(
+        self, sums_BN: Tensor, signals: Signals, cases: slice, *, ranked_N: Tensor | None = None
+    ) -> Tensor:
+        """The sums [B, N] of these cases, with the kept places on top."""
         if self.places is None:
-            return total_BN
+            return sums_BN
         asked = signals.asked
-        closed_BN = closed_items(asked, cases, ranked_N=ranked_N, num_items=total_BN.shape[1])
+        closed_BN = closed_items(asked, cases, ranked_N=ranked_N, num_items=sums_BN.shape[1])
         return self.places.keep(
-            total_BN, asked.history_BL[cases], new_N=signals.new_N, closed_BN=closed_BN
+            sums_BN, asked.history_BL[cases], new_N=signals.new_N, closed_BN=closed_BN
         )
 
     def sums(self, signals: Signals, cases: slice) -> Tensor:

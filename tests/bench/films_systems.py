@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,18 +20,22 @@ from pretrain.blend import load_blend
 from pretrain.blend_places import PlaceConfig
 from pretrain.blend_signals import SignalConfig, open_signals, standardised
 from pretrain.cases import Cases, read_cases, read_catalogue, read_choices
-from pretrain.metrics import rank_scored, recall_at_k, user_means
+from pretrain.metrics import ranks_of_targets, recall_at_k, user_means
 from pretrain.named_baselines import sasrec_scorer
 from pretrain.sasrec import SASRecConfig
 from pretrain.scorers import Scorer, baseline_scorer, open_release, released_scorer
 
 log = logging.getLogger("quality_films")
 
+Scorers = Callable[[slice], dict[str, Tensor]]
+"""Cases → the scores of every item [B, N] by each of several systems."""
+
 EASE_L2 = 200.0  # PROTOCOL.md's; with content the best of a few on validation too
 IMAGE_SHARE = 0.5
 SIGNALS = SignalConfig(content=("text", "words", "image"), ease_l2=EASE_L2, born="year", latest=10)
 PLACES = PlaceConfig(new_weight=6.0)
 """Chosen on the validation of blocks 1 to 4, seed 0: recall of all stays 5 % above EASE's there."""
+CHUNK = 256
 SASREC = SASRecConfig(loss="softmax", epochs=60)
 
 
@@ -75,11 +80,11 @@ def rank_block(
     cold_N = torch.from_numpy(~np.asarray(rated.to_numpy(zero_copy_only=False)))
 
     def answers(
-        name: str, scores_of: Callable[[], Scorer], *made_of: Path, settings: object = None
-    ) -> Answers:
-        def make() -> Answers:
+        name: str, scores_of: Callable[[], Scorers], *made_of: Path, settings: object = None
+    ) -> dict[str, Answers]:
+        def make() -> dict[str, Answers]:
             log.info("%s, seed %d: %s", where.run_dir.name, seed, name)
-            return recall_of_users(scores_of(), asked, cold_N=cold_N)
+            return recalls(scores_of(), asked, cold_N=cold_N)
 
         return kept_answers(
             seed_dir / "answers" / f"{name}.safetensors",
@@ -88,11 +93,11 @@ def rank_block(
             settings=settings,
         )
 
-    def release() -> Scorer:
-        released = open_release(seed_dir / "released", vectors=vectors)
-        return released_scorer(released, asked, vector_NDs=vector_NDs)
-
-    def blended(file: Path, *, release: Scorer | None, places: bool) -> Scorer:
+    def blended(file: Path, *, name: str, with_release: bool) -> Scorers:
+        release: Scorer | None = None
+        if with_release:
+            opened = open_release(seed_dir / "released", vectors=vectors)
+            release = released_scorer(opened, asked, vector_NDs=vector_NDs)
         learnt = load_blend(file)
         signals = open_signals(
             asked,
@@ -103,40 +108,44 @@ def rank_block(
             items=where.items,
             release=release,
         )
-        return lambda rows: (learnt.scores if places else learnt.sums)(signals, rows)
+
+        def scores_of(cases: slice) -> dict[str, Tensor]:
+            sums_BN = learnt.sums(signals, cases)
+            placed_BN = learnt.placed(sums_BN, signals, cases)
+            found = {name: placed_BN, f"{name}_without_places": sums_BN}
+            return found if release is None else {**found, "release": release(cases)}
+
+        return scores_of
 
     weights = seed_dir / "released" / "model.safetensors"
-    found = {
-        "ours": answers(
-            "ours",
-            lambda: blended(blend_file, release=release(), places=True),
-            blend_file,
-            weights,
-        ),
-        "ours_without_places": answers(
-            "ours_without_places",
-            lambda: blended(blend_file, release=release(), places=False),
-            blend_file,
-            weights,
-        ),
-        "release": answers("release", release, weights),
-    }
+    found = answers(
+        "ours",
+        lambda: blended(blend_file, name="ours", with_release=True),
+        *(blend_file, weights),
+    )
     if seed == 0:
-        found["blend_without_release"] = answers(
-            "blend_without_release",
-            lambda: blended(control, release=None, places=True),
-            control,
-        )
+        name = "blend_without_release"
+        found |= answers(name, lambda: blended(control, name=name, with_release=False), control)
         for name, model in baselines(vector_NDs).items():
-            found[name] = answers(
-                name, lambda model=model: baseline_scorer(model.fit(train), asked)
+            found |= answers(
+                name, alone(name, lambda m=model: baseline_scorer(m.fit(train), asked))
             )
-        found["sasrec"] = answers(
+        sasrec = alone(
             "sasrec",
             lambda: sasrec_scorer(asked, where.train, catalogue=catalogue, config=SASREC),
-            settings=SASREC,
         )
+        found |= answers("sasrec", sasrec, settings=SASREC)
     return found
+
+
+def alone(name: str, scorer: Callable[[], Scorer]) -> Callable[[], Scorers]:
+    """One system where several could be."""
+
+    def scorers() -> Scorers:
+        scores_of = scorer()
+        return lambda cases: {name: scores_of(cases)}
+
+    return scorers
 
 
 def baselines(vector_NDs: dict[str, Floats]) -> dict[str, Baseline]:
@@ -154,41 +163,33 @@ def baselines(vector_NDs: dict[str, Floats]) -> dict[str, Baseline]:
     }
 
 
-def recall_of_users(scores_of: Scorer, asked: Cases, *, cold_N: Tensor) -> Answers:
-    """Recall@20 of each user: of all targets, and of parts of them."""
-    target_B = asked.targets_BT[:, 0]
-    cold_B = cold_N[target_B]
+def recalls(scores_of: Scorers, asked: Cases, *, cold_N: Tensor) -> dict[str, Answers]:
+    """Recall@20 of each user, by system: of all targets, and of parts of them."""
+    cold_B = cold_N[asked.targets_BT[:, 0]]
+    warm_N = ~cold_N
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for start in range(0, len(cold_B), CHUNK):
+        cases = slice(start, start + CHUNK)
+        targets_BT, masked_BM = asked.targets_BT[cases], asked.masked_BM[cases]
+        cold = cold_B[cases]
+        for name, scores_BN in scores_of(cases).items():
+            among_BN = scores_BN[cold].masked_fill(warm_N, -math.inf)
+            ranks = (
+                ranks_of_targets(scores_BN, targets_BT, masked_BM),
+                ranks_of_targets(among_BN, targets_BT[cold], masked_BM[cold]),
+            )
+            found.setdefault(name, []).append(ranks)
+    return {name: _by_part(ranks, asked, cold_B=cold_B) for name, ranks in found.items()}
 
-    def recall(rows_B: Tensor, candidates: Tensor | None) -> Tensor:
-        part = asked.take(rows_B.nonzero().flatten().numpy())
-        rows = rows_B.nonzero().flatten()
-        chosen = slice(None) if candidates is None else candidates
 
-        def scores(cases: slice) -> Tensor:  # the scorer counts in rows of all cases
-            first, last = int(rows[cases][0]), int(rows[cases][-1]) + 1
-            return scores_of(slice(first, last))[rows[cases] - first][:, chosen]
-
-        ranks = rank_scored(
-            scores,
-            num_items=len(cold_N),
-            target_rows=part.targets_BT,
-            masked_rows=part.masked_BM,
-            candidates=candidates,
-        )
-        return user_means(recall_at_k(ranks, k=20), users_B=part.users_B)
-
-    everything = recall_at_k(
-        rank_scored(
-            scores_of,
-            num_items=len(cold_N),
-            target_rows=asked.targets_BT,
-            masked_rows=asked.masked_BM,
-        ),
-        k=20,
-    )
+def _by_part(
+    ranks: list[tuple[Tensor, Tensor]], asked: Cases, *, cold_B: Tensor
+) -> dict[str, Tensor]:
+    whole_B, among_C = (recall_at_k(torch.cat(one), k=20) for one in zip(*ranks, strict=True))
+    users_B = asked.users_B
     return {
-        "all": user_means(everything, users_B=asked.users_B),
-        "warm": user_means(everything[~cold_B], users_B=asked.users_B[~cold_B]),
-        "cold": user_means(everything[cold_B], users_B=asked.users_B[cold_B]),
-        "cold_among_cold": recall(cold_B, cold_N.nonzero().flatten()),
+        "all": user_means(whole_B, users_B=users_B),
+        "warm": user_means(whole_B[~cold_B], users_B=users_B[~cold_B]),
+        "cold": user_means(whole_B[cold_B], users_B=users_B[cold_B]),
+        "cold_among_cold": user_means(among_C, users_B=users_B[cold_B]),
     }
