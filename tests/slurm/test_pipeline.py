@@ -150,6 +150,27 @@ def test_a_signalled_run_is_requeued_and_goes_on_from_the_step_it_reached(
     assert (run_dir / "DONE").read_text() == "step 40\n"
 
 
+def test_a_run_whose_node_is_lost_goes_on_from_what_was_saved_last(
+    slurm: "Slurm", checkout: Path, dataset: Path, scripts: Path
+) -> None:
+    steps = ("--trainer.max_epochs", "-1", "--trainer.max_steps", "40")
+    often = ("--run.checkpoint_steps", "5")
+    job = submit_fit(slurm, checkout, scripts, "runs/lost", *steps, *often)
+    log, run_dir = checkout / f"pretrain-{job}.out", checkout / "runs/lost"
+    slurm.until(
+        lambda: any((run_dir / "checkpoints").glob("step-*/checkpoint.json")),
+        seconds=300,
+        what="the first checkpoint",
+    )
+    slurm.node("fail", "node2")
+    slurm.node("boot", "node2")
+    assert slurm.wait(job, seconds=400) == "COMPLETED", log.read_text()[-4000:]
+    assert slurm.jobs(job)[0]["Restarts"] == "1"
+    assert re.search(r"runs/lost/checkpoints/step-\d+: going on from there", log.read_text())
+    assert (run_dir / "DONE").read_text() == "step 40\n"
+    assert json.loads((run_dir / "life.json").read_text())["slurm_restarts"] == 1
+
+
 def test_one_command_goes_on_to_the_report(
     slurm: "Slurm", checkout: Path, run_dir: Path, scripts: Path
 ) -> None:
