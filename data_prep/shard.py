@@ -94,10 +94,17 @@ def _call(task: Callable[[], None]) -> None:
 
 
 def _finished(config: ShardConfig) -> Manifest | None:
-    """The manifest, where settings and raw files are those it was made from."""
+    """The manifest, where it is of these settings and raw files, and its files are there."""
     dataset_dir = expand_path(config.dataset_dir, setting="dataset_dir")
     try:
         manifest = Manifest.load(dataset_dir)
     except (FileNotFoundError, ValueError):
         return None  # not there, or of another version: to be made
-    return manifest if manifest.source_fingerprint == source_fingerprint(config) else None
+    if manifest.source_fingerprint != source_fingerprint(config):
+        return None
+    for entry in manifest.files:
+        path = dataset_dir / entry.path
+        if not path.is_file() or path.stat().st_size != entry.bytes:
+            logger.warning("%s: missing or cut, the dataset is made again", path)
+            return None
+    return manifest

@@ -14,6 +14,7 @@ from data_prep.records import (
     FRAME_SUFFIX,
     IMAGE_MEMBER,
     JSON_MEMBER,
+    MANIFEST_FILE,
     VECTOR_SUFFIX,
     block_key,
     decode_npy,
@@ -44,7 +45,8 @@ def find_damage(dataset_dir: Path) -> Iterator[str]:
             size = f"{len(payload):,} bytes" if len(payload) != entry.bytes else "as many bytes"
             yield (
                 f"{entry.path}: found {size} of other content, expected {entry.bytes:,} bytes "
-                f"with checksum {entry.xxh128[:12]}…; re-run python -m data_prep shard"
+                f"with checksum {entry.xxh128[:12]}…; delete {MANIFEST_FILE} and re-run "
+                "python -m data_prep shard"
             )
         if not entry.path.endswith(".tar"):
             continue

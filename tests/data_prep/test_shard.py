@@ -101,6 +101,23 @@ def test_a_finished_dataset_is_left_alone_until_the_settings_change(
     assert Manifest.load(tmp_path / "dataset").config["items_per_shard"] == 200
 
 
+@pytest.mark.parametrize("fault", ["missing", "cut"])
+def test_a_finished_dataset_that_lost_a_file_is_made_again(
+    fault: str, toy_dataset: Path, toy_config: ShardConfig, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(toy_config, dataset_dir=str(tmp_path / "lossy"))
+    shard_dataset(config)
+    tar = tmp_path / "lossy" / "items" / "items-000001.tar"
+    if fault == "missing":
+        tar.unlink()
+    else:
+        tar.write_bytes(tar.read_bytes()[:-512])
+    with pytest.raises(FileNotFoundError, match="--stage tables first"):
+        shard_dataset(config, RunConfig(stage="content"))
+    shard_dataset(config)
+    assert digests(tmp_path / "lossy") == digests(toy_dataset)
+
+
 def test_content_before_tables_is_an_error(toy_config: ShardConfig, tmp_path: Path) -> None:
     config = dataclasses.replace(toy_config, dataset_dir=str(tmp_path / "dataset"))
     with pytest.raises(FileNotFoundError, match="--stage tables first"):

@@ -102,6 +102,28 @@ def test_the_array_writes_the_bytes_of_one_local_run(
     assert found == expected
 
 
+def test_a_part_that_failed_is_run_again_alone(
+    slurm: "Slurm", checkout: Path, dataset: Path, scripts: Path
+) -> None:
+    """Here it is one that never ran: the manifest is refused until it has."""
+    folder = checkout / "data/toy/parts"
+    here = (*SHARD, "--dataset_dir", "data/toy/parts")
+
+    def ends(stage: str, *options: str, **env: str) -> str:
+        words = ("--cpus-per-task=1", *options, scripts / "data_prep.sbatch", stage, *here)
+        return slurm.wait(slurm.submit(*words, cwd=checkout, **env), seconds=120)
+
+    assert ends("tables") == "COMPLETED", output(checkout)
+    assert ends("content", "--array=0", NUM_PARTS="2") == "COMPLETED", output(checkout)
+    assert ends("manifest") == "FAILED"
+    first = {path: path.stat().st_mtime_ns for path in folder.glob("items/*.tar")}
+    assert len(first) == 1
+    assert ends("content", "--array=1", NUM_PARTS="2") == "COMPLETED", output(checkout)
+    assert ends("manifest") == "COMPLETED", output(checkout)
+    assert digests(folder) == digests(dataset)
+    assert {path: path.stat().st_mtime_ns for path in first} == first, "the other was left alone"
+
+
 def test_content_without_tables_is_refused(slurm: "Slurm", checkout: Path, scripts: Path) -> None:
     """As after an afterok that Slurm let through because it had forgotten the job."""
     shard = ("--config", "configs/toy/shard.yaml", "--dataset_dir", "data/none")
