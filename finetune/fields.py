@@ -12,12 +12,10 @@ from torch import Tensor, nn
 
 from finetune.batches import Batch
 from finetune.heads import HeadInputs
-from finetune.id_table import IdTable
+from finetune.id_table import INIT_STD, IdTable
 
 if TYPE_CHECKING:
     from finetune.content_fields import ContentFields
-
-_INIT_STD = 0.01  # small: an id that was never trained says almost nothing
 
 
 class NumericFields(nn.Module):
@@ -25,7 +23,7 @@ class NumericFields(nn.Module):
 
     def __init__(self, num_inputs: int, width: int) -> None:
         super().__init__()
-        self.weight_KO = nn.Parameter(torch.randn(num_inputs, width) * _INIT_STD)
+        self.weight_KO = nn.Parameter(torch.randn(num_inputs, width) * INIT_STD)
         self.bias_KO = nn.Parameter(torch.zeros(num_inputs, width))
         self.missing_KO = nn.Parameter(torch.zeros(num_inputs, width))
 
@@ -43,7 +41,7 @@ class ContentProjection(nn.Module):
         super().__init__()
         self.scale = content_width**0.5  # brings coordinates of a unit vector near unit variance
         self.linear = nn.Linear(content_width, width)
-        nn.init.normal_(self.linear.weight, std=_INIT_STD)
+        nn.init.normal_(self.linear.weight, std=INIT_STD)
         nn.init.zeros_(self.linear.bias)
         self.missing_O = nn.Parameter(torch.zeros(width))
 
@@ -72,6 +70,7 @@ class FieldEmbedding(nn.Module):
         first_order: bool,
         pool_history: bool,
         reads_history: bool = True,
+        id_std: float = INIT_STD,
     ) -> None:
         """Build the table and the projections.
 
@@ -89,6 +88,7 @@ class FieldEmbedding(nn.Module):
             pool_history: whether the mean of the history is a field; otherwise the head attends
                 to its items one by one.
             reads_history: whether impressions have a history at all.
+            id_std: standard deviation of the table's vectors at the start.
         """
         super().__init__()
         self.width = width
@@ -101,7 +101,7 @@ class FieldEmbedding(nn.Module):
         self.sums_squares = True
         """Whether the penalty of the ids is wanted."""
         out = width + int(first_order)
-        self.table = IdTable(num_rows, width, first_order=first_order)
+        self.table = IdTable(num_rows, width, first_order=first_order, std=id_std)
         self.numeric = NumericFields(num_numeric, out)
         self.bias = nn.Parameter(torch.zeros(()))
         self.register_buffer("item_id_rows_I", item_id_rows_I.long(), persistent=False)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-INIT_STD = 0.01
+INIT_STD = 0.01  # small: an id that was never trained says almost nothing
 """Small: an id that was never trained says almost nothing."""
 
 
@@ -88,9 +88,11 @@ class IdTable(nn.Module):
     Apart, as a row of 16 floats is one cache line and goes to the head without being copied.
     """
 
-    def __init__(self, num_rows: int, width: int, *, first_order: bool) -> None:
+    def __init__(
+        self, num_rows: int, width: int, *, first_order: bool, std: float = INIT_STD
+    ) -> None:
         super().__init__()
-        self.num_rows = num_rows
+        self.num_rows, self.std = num_rows, std
         self.weight: nn.Parameter | None = None
         if width:
             self.weight = nn.Parameter(torch.empty(num_rows, width))
@@ -104,7 +106,7 @@ class IdTable(nn.Module):
     def reset(self) -> None:
         """Draw every vector and weight anew."""
         for table_VE in self.tables:
-            nn.init.normal_(table_VE, std=INIT_STD)
+            nn.init.normal_(table_VE, std=self.std)
 
     @property
     def tables(self) -> list[nn.Parameter]:

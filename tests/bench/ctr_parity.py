@@ -3,8 +3,9 @@
     python tests/bench/ctr_parity.py
 
 The protocol is `video-ctr`. Both sides get the same integers and numbers (fuxictr_table.py), the
-same sizes, batches, Adam rates, patience and number of epochs; each keeps the weights of its best
-epoch by validation AUC and scores the test once. Neither has dropout or an L2 penalty. Penalties
+same sizes, scale of vectors at the start, batches, Adam rates, patience and number of epochs; each
+keeps the weights of its best epoch by validation AUC and scores the test once. Ours are row-sparse
+Adam's, theirs dense Adam's. Neither has dropout or an L2 penalty. Penalties
 differ in kind (FuxiCTR's is on the whole table at every step, ours on the rows of a batch), and on
 validation (`--stage valid`, which leaves the test alone; DeepFM, is_click, seed 0) none of 1e-6 to
 1e-3 gave FuxiCTR, and none of 1e-3 to 0.1 gave ours, more than 0.0001 AUC: ids are past their best
@@ -60,6 +61,8 @@ class Settings:
     """What both sides are given."""
 
     embedding_width: int = 16
+    embedding_std: float = 1e-4
+    """Of the vectors at the start; FuxiCTR's default."""
     hidden: tuple[int, ...] = (128, 64)
     attention_hidden: tuple[int, ...] = (32,)
     """DIN's activation unit."""
@@ -150,6 +153,7 @@ class Bench:
             head=HeadConfig(
                 name=run.head,  # type: ignore[arg-type]
                 embedding_width=s.embedding_width,
+                id_std=s.embedding_std,
                 hidden=s.hidden,
                 dropout=0.0,
                 cross_layers=s.cross_layers,

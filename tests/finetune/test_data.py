@@ -151,6 +151,16 @@ def test_lr_has_one_weight_a_value(data: CtrData) -> None:
     assert weights == data.vocabulary.num_rows + 3 * len(data.vocabulary.numeric) + 1
 
 
+def test_ids_start_at_the_scale_that_is_asked_for(data: CtrData) -> None:
+    config = HeadConfig(name="deepfm", embedding_width=16, id_std=0.3)
+    table = CtrModel(config, data=data, content=None).fields.table
+    for _ in range(2):  # and where the table starts anew
+        assert all(float(one.detach().std()) == pytest.approx(0.3, rel=0.1) for one in table.tables)
+        table.reset()
+    with pytest.raises(ValueError, match=r"head\.id_std"):
+        HeadConfig(id_std=0.0)
+
+
 def test_a_head_is_told_where_the_ids_of_user_and_item_are(data: CtrData) -> None:
     model = CtrModel(HeadConfig(name="finalmlp"), data=data, content=None)
     batch = table_of(data).batch(torch.arange(64))
