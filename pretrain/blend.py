@@ -39,6 +39,7 @@ from pretrain.blend_places import (
 from pretrain.blend_samples import Question, Sources, chunks_of, draw_sample, open_question
 from pretrain.blend_signals import SignalConfig, Signals
 from pretrain.case_times import TimestampUnit
+from pretrain.cases import marked
 from pretrain.knock_out import refuse_knock_out, without_of_vectors
 
 SCHEMA_VERSION = 1
@@ -218,8 +219,7 @@ def rank_kinds(
     """Rank the targets of a question among their kind."""
     opened = open_question(question, rng, sources, num_cases=config.max_cases)
     asked, new_N = opened.asked, opened.signals.new_N
-    ranked_N = torch.zeros(opened.num_items, dtype=torch.bool)
-    ranked_N[torch.from_numpy(opened.ranked_C)] = True
+    ranked_N = marked(opened.ranked_C, num_items=opened.num_items)
     rank_BTs = [
         ranks_in_kind(
             learnt.sums(opened.signals, cases),

@@ -86,6 +86,13 @@ def latest_events(history_BL: Tensor, count: int) -> Tensor:
     return seen_BL & (seen_BL.sum(1, keepdim=True) - seen_BL.cumsum(1) < count)
 
 
+def marked(rows: Rows, *, num_items: int) -> Tensor:
+    """Which catalogue items these rows are; bool [N]."""
+    marked_N = torch.zeros(num_items, dtype=torch.bool)
+    marked_N[torch.from_numpy(rows)] = True
+    return marked_N
+
+
 def read_catalogue(
     vectors: list[Path], *, columns: list[str], tables: list[Path]
 ) -> tuple[pa.Array, dict[str, Floats]]:

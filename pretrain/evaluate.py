@@ -23,6 +23,7 @@ from pretrain.case_masks import mask_choices
 from pretrain.case_times import CaseTimes, TimestampUnit
 from pretrain.cases import (
     columns_of,
+    marked,
     read,
     read_cases,
     read_catalogue,
@@ -210,8 +211,7 @@ def evaluate(
             items=items,
             release=release,
         )
-        ranked_N = torch.zeros(len(catalogue), dtype=torch.bool)
-        ranked_N[torch.from_numpy(rows_C)] = True
+        ranked_N = marked(rows_C, num_items=len(catalogue))
         ranked(
             knocked_out(BLENDED, without),
             lambda rows: learnt.scores(signals, rows, ranked_N=ranked_N),
