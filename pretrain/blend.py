@@ -12,6 +12,7 @@ Shapes: B cases, N catalogue items, K sampled candidates, S signals.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Mapping
@@ -105,7 +106,7 @@ def blend(
     questions: list[Question],
     out: Path,
     *,
-    vectors: list[Path],
+    vectors: list[Path] | None = None,
     released: Path | None = None,
     items: Path | None = None,
     users: Path | None = None,
@@ -125,9 +126,12 @@ def blend(
     both sides have times, both are checked.
 
     Args:
-        questions: JSON list of {"cases", "train", "candidates"}.
+        questions: JSON list of {"cases", "train", "candidates", "released", "vectors"}. Those of
+            several days teach more than one's; each then needs the release of its day, as the
+            latest has seen what the earlier ones ask.
         out: JSON to write: signals, their weights and what they were learnt on.
-        vectors: Parquet files with item_id and columns of vectors (items.parquet of `embed`).
+        vectors: Parquet files with item_id and columns of vectors (items.parquet of `embed`); null:
+            every question has its own.
         released: released checkpoint whose vectors these are; null: without one.
         items: Parquet with item_id and the column `signals.born`.
         users: Parquet with user_id and the user features that `released` reads.
@@ -147,10 +151,16 @@ def blend(
             signals need.
     """
     signals = signals or SignalConfig()
-    for path in vectors:
-        refuse_knock_out(path, without_of_vectors([path]))
     if not questions:
         raise ValueError("questions: found none, expected at least one")
+    vectors = vectors or []
+    for number, one in enumerate(questions):
+        if not (one.vectors or (vectors and not one.released)):
+            raise ValueError(
+                f"questions[{number}].vectors: found none, expected those that its release embedded"
+            )
+    for path in {*vectors, *itertools.chain.from_iterable(one.vectors for one in questions)}:
+        refuse_knock_out(path, without_of_vectors([path]))
     rng = np.random.default_rng(seed)
     sources = Sources(
         vectors=vectors,
@@ -171,6 +181,11 @@ def blend(
         )
         for question in questions
     ]
+    if len({tuple(one.names) for one in sampled}) > 1:
+        raise ValueError(
+            "questions: found different signals from one to the other, expected a release and a "
+            "train with timestamps for all of them or for none"
+        )
     weights, losses = fit_weights(
         [one.values_BKS for one in sampled], names=sampled[0].names, l2=l2
     )

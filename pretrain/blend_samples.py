@@ -39,6 +39,12 @@ class Question:
     candidates: Path | None = None
     """item_id of what is ranked; null: the whole catalogue."""
 
+    released: Path | None = None
+    """The release of that day, older than the cases; null: the blend's."""
+
+    vectors: tuple[Path, ...] = ()
+    """Vectors of that day, those of `released`; empty: the blend's."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
@@ -83,7 +89,9 @@ def open_question(
     question: Question, rng: np.random.Generator, sources: Sources, *, num_cases: int
 ) -> OpenQuestion:
     """Draw cases, and open their signals."""
-    config, vectors, released = sources.config, sources.vectors, sources.released
+    config = sources.config
+    released = question.released or sources.released
+    vectors = list(question.vectors) or sources.vectors
     columns = [*config.content, *(["aligned", "event"] if released else [])]
     catalogue, vector_NDs = read_catalogue(vectors, columns=list(dict.fromkeys(columns)), tables=[])
     everything = mask_choices(

@@ -3,9 +3,10 @@
     python tests/bench/quality_films.py --out_dir runs/quality/films
 
 In each block: data_prep shard → pretrain features (once) → fit → export → embed on what precedes
-the last tenth of its training; a blend is learnt on that tenth (`pretrain blend`). Then the same
-again on the whole training, and that blend ranks the block, with every seed. `--stage valid` asks
-the last tenths instead, each with the blend of the block before it, by which settings are chosen.
+the last tenth of its training; a blend is learnt on that tenth and on those of the blocks before
+(`pretrain blend`). Then the same again on the whole training, and that blend ranks the block, with
+every seed. `--stage valid` asks the last tenths instead, each with the blend of the block before
+it, by which settings are chosen.
 What is there already is kept, so that a run that was stopped goes on. The last line is one JSON
 object.
 """
@@ -41,6 +42,8 @@ log = logging.getLogger("quality_films")
 
 CONFIGS = Path("configs/quality_films")
 WORD_WIDTH = 128
+CASES_A_QUESTION = 1000
+MAX_CANDIDATES = 1024
 PROSE = frozenset({"title", "description", "plot", "cast"})
 ANSWERS = ("all", "warm", "cold", "cold_among_cold")
 """Parts of the targets; the last ranks cold items among cold items only, as fashion-cold does."""
@@ -79,20 +82,30 @@ def main() -> None:
             config=args.config,
         )
 
-    def blend_of(number: int, *, with_release: bool) -> Path:
+    def question(number: int, *, with_release: bool) -> Question:
         where = folders(number, "valid")
-        out = where.run_dir / ("blend.json" if with_release else "blend_control.json")
+        prepare(films_protocol.rolling_block(interactions, number, stage="valid"), where)
+        vectors = train_release(where, seed=0)
+        return Question(
+            cases=where.cases,
+            train=where.train,
+            released=where.run_dir / "seed-0" / "released" if with_release else None,
+            vectors=tuple(vectors),
+        )
+
+    def blend_of(number: int, *, with_release: bool) -> Path:
+        name = "blend.json" if with_release else "blend_control.json"
+        out = folders(number, "valid").run_dir / name
         if not out.is_file():
-            prepare(films_protocol.rolling_block(interactions, number, stage="valid"), where)
-            vectors = train_release(where, seed=0)
+            asked = [question(one, with_release=with_release) for one in range(number + 1)]
             blend(
-                [Question(cases=where.cases, train=where.train)],
+                asked,
                 out,
-                vectors=vectors,
-                released=where.run_dir / "seed-0" / "released" if with_release else None,
                 items=items,
                 signals=SIGNALS,
                 places=PLACES,
+                max_cases=CASES_A_QUESTION * len(asked),
+                max_candidates=MAX_CANDIDATES,
                 timestamp_unit="s",
             )
         return out

@@ -192,6 +192,50 @@ def test_ages_need_a_table_and_a_time(folder: Path, tmp_path: Path) -> None:
         )
 
 
+def test_questions_of_several_days_have_their_own_vectors(folder: Path, tmp_path: Path) -> None:
+    vectors = folder / "vectors.parquet"
+    shuffled = tmp_path / "shuffled.parquet"
+    table = pq.read_table(vectors)
+    pq.write_table(table.take(np.arange(len(table))[::-1]), shuffled)
+    of_today = Question(cases=folder / "valid.parquet", train=folder / "train.parquet")
+    words = {"items": folder / "items.parquet", "signals": CONFIG, "timestamp_unit": "s"}
+    found = []
+    for name, questions, shared in (
+        ("shared", [of_today, of_today], [vectors]),
+        (
+            "own",
+            [dataclasses.replace(of_today, vectors=(one,)) for one in (vectors, shuffled)],
+            None,
+        ),
+    ):
+        out = tmp_path / f"{name}.json"
+        blend(questions, out, vectors=shared, max_candidates=50, **words)  # type: ignore[arg-type]
+        found.append(load_blend(out).weights)
+    assert found[1] == pytest.approx(found[0], abs=1e-3)
+
+
+def test_questions_that_lack_vectors_or_signals_are_refused(folder: Path, tmp_path: Path) -> None:
+    question = Question(cases=folder / "valid.parquet", train=folder / "train.parquet")
+    vectors = [folder / "vectors.parquet"]
+    for one, shared in (
+        (question, None),
+        (dataclasses.replace(question, released=tmp_path), vectors),
+    ):
+        with pytest.raises(ValueError, match=r"questions\[0\]\.vectors: found none"):
+            blend([one], tmp_path / "b.json", vectors=shared)
+    without_times = tmp_path / "train.parquet"
+    pq.write_table(pq.read_table(question.train).drop_columns("timestamp"), without_times)
+    with pytest.raises(ValueError, match="different signals from one to the other"):
+        blend(
+            [question, dataclasses.replace(question, train=without_times)],
+            tmp_path / "b.json",
+            vectors=vectors,
+            items=folder / "items.parquet",
+            signals=CONFIG,
+            timestamp_unit="s",
+        )
+
+
 @pytest.mark.parametrize(
     "text", ["{", '{"schema_version": 9}', '{"schema_version": 1, "weights": {"a": "b"}}', "[]"]
 )
