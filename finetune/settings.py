@@ -164,7 +164,8 @@ class TrainConfig:
 
     id_optimizer: Literal["sparse", "dense"] = "sparse"
     """sparse: Adam on the table's rows that a batch reads, whatever the table's size (lazy Adam);
-    dense: Adam on the whole table every step. ZeRO needs dense."""
+    dense: Adam on the whole table every step, whose momentum moves a row on after it was read, so
+    that sparse may want a higher id_lr. ZeRO needs dense."""
 
     id_l2: float = 1.0e-4
     """L2 penalty on the table's rows that a batch touches (Zhou et al. 2018, section 5.2)."""
