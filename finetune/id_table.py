@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-INIT_STD = 0.01  # small: an id that was never trained says almost nothing
+INIT_STD = 0.01
 """Small: an id that was never trained says almost nothing."""
 
 
