@@ -197,10 +197,7 @@ def blend(
         )
     newest = [event for one in sampled if (event := one.times.newest()) is not None]
     about = {
-        "questions": [
-            {key: value and str(value) for key, value in dataclasses.asdict(one).items()}
-            for one in questions
-        ],
+        "questions": [dataclasses.asdict(one) for one in questions],
         "num_cases": [len(one.values_BKS) for one in sampled],
         "times": [dataclasses.asdict(one.times) for one in sampled],
         "log_loss": losses,
@@ -214,7 +211,7 @@ def blend(
         "about": about,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(out, json.dumps(result, indent=2).encode())
+    replace_file(out, json.dumps(result, indent=2, default=str).encode())
     table = Table(
         "signal", "weight", title=f"log loss {losses['even']:.3f} → {losses['learnt']:.3f}"
     )

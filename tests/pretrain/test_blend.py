@@ -212,6 +212,8 @@ def test_questions_of_several_days_have_their_own_vectors(folder: Path, tmp_path
         blend(questions, out, vectors=shared, max_candidates=50, **words)  # type: ignore[arg-type]
         found.append(load_blend(out).weights)
     assert found[1] == pytest.approx(found[0], abs=1e-3)
+    about = json.loads((tmp_path / "own.json").read_text())["about"]["questions"]
+    assert [one["vectors"] for one in about] == [[str(vectors)], [str(shuffled)]]
 
 
 def test_questions_that_lack_vectors_or_signals_are_refused(folder: Path, tmp_path: Path) -> None:
