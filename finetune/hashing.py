@@ -3,6 +3,11 @@
 Two values may share a row. Of n values in m rows, a value shares its row with another with
 probability 1 - (1 - 1/m)^(n-1), about n/m where n is far below m: a million values in 10 million
 rows leave 90 % alone. A value's row depends on its text alone, on no order and no machine.
+
+Hashing is also the answer to a table that one device cannot hold; tables are not sharded over
+devices. TorchRec would do that, at the price of kernels built for one torch release each and of
+sharded checkpoints in the place of one safetensors file. A row of 16 floats with both moments of
+Adam takes 192 bytes: 64 GiB hold 350 million rows, on a device or in host memory.
 """
 
 import numpy as np
