@@ -6,6 +6,7 @@ of a report is computed on the same draws, which makes differences paired.
 Shapes: N impressions, U users, R resamples, P runs.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,11 +45,17 @@ class Interval:
         return bool(self.low > 0 or self.high < 0)
 
 
-def user_draws(num_users: int, *, num_resamples: int, seed: int) -> NDArray[np.int32]:
-    """How often each user is drawn, [R, U]; each row sums to U."""
+def each_draw(num_users: int, *, num_resamples: int, seed: int) -> Iterator[NDArray[np.int32]]:
+    """How often each user is drawn, [U] a resample; each sums to U."""
     rng = np.random.default_rng(seed)
-    draws = rng.integers(num_users, size=(num_resamples, num_users))
-    return np.stack([np.bincount(row, minlength=num_users) for row in draws]).astype(np.int32)
+    for _ in range(num_resamples):
+        drawn = rng.integers(num_users, size=num_users)
+        yield np.bincount(drawn, minlength=num_users).astype(np.int32)
+
+
+def user_draws(num_users: int, *, num_resamples: int, seed: int) -> NDArray[np.int32]:
+    """The same in one piece, [R, U]."""
+    return np.stack(list(each_draw(num_users, num_resamples=num_resamples, seed=seed)))
 
 
 class WeightedAuc:
@@ -85,22 +92,22 @@ def resampled_metrics(
 ) -> dict[str, Floats]:
     """AUC, GAUC, log loss and the AUC of every slice on each draw of users, [R] a metric."""
     users, user_index_N = np.unique(user_N, return_inverse=True)
-    weights_RU = user_draws(len(users), num_resamples=num_resamples, seed=seed)
-    impressions_U = np.bincount(user_index_N, minlength=len(users))
+    impressions_U = np.bincount(user_index_N, minlength=len(users)).astype(np.float64)
     # Sums per user make the mean over drawn impressions two products.
     loss_U = np.bincount(user_index_N, weights=impression_log_loss(label_N, score_N))
     _, auc_U, _ = per_user_auc(user_N, label_N, score_N=score_N)
-    known_U = ~np.isnan(auc_U)
-    weight_RU = weights_RU[:, known_U] * impressions_U[known_U]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        result = {
-            "logloss": (weights_RU @ loss_U) / (weights_RU @ impressions_U),
-            "gauc": (weight_RU @ auc_U[known_U]) / weight_RU.sum(1),
-        }
+    known_U = np.where(np.isnan(auc_U), 0.0, impressions_U)
+    auc_U = np.nan_to_num(auc_U)
     everything = {"auc": np.ones(len(label_N), dtype=bool)}
+    ranked = {}
     for name, mask in {**everything, **{f"auc_{k}": m for k, m in masks.items()}}.items():
         rows = np.flatnonzero(mask)
-        weighted = WeightedAuc(label_N[rows], score_N[rows])
-        index = user_index_N[rows]
-        result[name] = np.array([weighted(weights_U[index]) for weights_U in weights_RU])
-    return result
+        ranked[name] = user_index_N[rows], WeightedAuc(label_N[rows], score_N[rows])
+    found: dict[str, list[float]] = {name: [] for name in ("logloss", "gauc", *ranked)}
+    for weight_U in each_draw(len(users), num_resamples=num_resamples, seed=seed):
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found["logloss"].append((weight_U @ loss_U) / (weight_U @ impressions_U))
+            found["gauc"].append((weight_U @ (known_U * auc_U)) / (weight_U @ known_U))
+        for name, (index, weighted) in ranked.items():
+            found[name].append(weighted(weight_U[index]))
+    return {name: np.array(values_R) for name, values_R in found.items()}

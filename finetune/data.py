@@ -307,6 +307,14 @@ class CtrData:
         return Catalogue(ids_RF, numeric_RK, lists)
 
 
+_KINDS = {
+    "hash_buckets": ("categorical", "multi"),
+    "log_features": ("numeric",),
+    "item_sequences": ("multi",),
+}
+"""Features that a setting may name."""
+
+
 def learn_vocabulary(
     dataset: Dataset, inputs: InputConfig, pieces: Iterable[pa.Table]
 ) -> Vocabulary:
@@ -317,10 +325,15 @@ def learn_vocabulary(
         "item": dict(features.item),
         "context": dict(features.context),
     }
-    known = {*ID_FIELDS.values(), *(name for of_owner in types.values() for name in of_owner)}
-    for key in ("hash_buckets", "log_features", "item_sequences"):
-        if strange := sorted(set(getattr(inputs, key)) - known):
-            raise ValueError(f"{key}: found {strange}, expected features of {sorted(known)}")
+    kinds = {name: kind for of_owner in types.values() for name, kind in of_owner.items()}
+    kinds |= dict.fromkeys(ID_FIELDS.values(), "categorical")
+    for key, expected in _KINDS.items():
+        fitting = sorted(name for name, kind in kinds.items() if kind in expected)
+        if strange := sorted(set(getattr(inputs, key)) - set(fitting)):
+            raise ValueError(
+                f"{key}: found {strange}, expected features of type {' or '.join(expected)}, which "
+                f"are {fitting}"
+            )
     counts = start_counts(types, log_features=inputs.log_features)
     not_counted = {*inputs.hash_buckets, *inputs.item_sequences}
     occurs = {

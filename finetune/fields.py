@@ -187,7 +187,7 @@ class FieldEmbedding(nn.Module):
         num, width = batch.ids_BF.shape
         parts = [batch.ids_BF.flatten()]
         if self.attends:
-            parts.append(self.item_id_rows_I[batch.item_B].to(batch.ids_BF.dtype))
+            parts.append(batch.ids_BF[:, self.item_column])  # unknown where training dropped it
         lists = list(batch.multi)
         if self.reads_history:
             rows_BL = self.item_id_rows_I[batch.history_BL].to(batch.ids_BF.dtype)

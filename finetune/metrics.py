@@ -21,13 +21,13 @@ class Diverged(ValueError):
     exit_code = NOT_FINITE
 
 
-def _check_scores(score_N: NDArray[np.floating]) -> None:
-    """Refuse scores that are not numbers, which a sort would put above all others."""
-    unknown = int(np.isnan(score_N).sum())
+def check_scores(score_N: NDArray[np.floating]) -> None:
+    """Refuse scores that are not finite numbers; a sort would put NaN above all others."""
+    unknown = int((~np.isfinite(score_N)).sum())
     if unknown:
         raise Diverged(
-            f"scores: found {unknown} of {len(score_N)} that are not a number, expected "
-            "probabilities; training diverged: lower train.lr and train.id_lr, or set "
+            f"scores: found {unknown} of {len(score_N)} that are not a number or infinite, "
+            "expected finite ones; training diverged: lower train.lr and train.id_lr, or set "
             "train.grad_clip_norm"
         )
 
@@ -45,7 +45,7 @@ def auc(label_N: NDArray[np.floating], score_N: NDArray[np.floating]) -> float:
     By ranks (Mann and Whitney 1947): (sum of the clicks' ranks - P(P+1)/2) / (P Q). NaN when one
     of the two classes is missing.
     """
-    _check_scores(score_N)
+    check_scores(score_N)
     clicked = label_N > 0.5
     num_pos = int(clicked.sum())
     num_neg = len(label_N) - num_pos
@@ -73,7 +73,7 @@ def per_user_auc(
 
     One sort for all: within a user, ranks are global ranks minus the user's first.
     """
-    _check_scores(score_N)
+    check_scores(score_N)
     users, user_index_N = np.unique(user_N, return_inverse=True)
     _, score_rank_N = np.unique(score_N, return_inverse=True)
     order_N = np.lexsort((score_rank_N, user_index_N))
@@ -140,9 +140,16 @@ class CalibrationCurve:
 def calibration_curve(
     label_N: NDArray[np.floating], score_N: NDArray[np.floating], *, bins: int = 15
 ) -> CalibrationCurve:
-    """Bins of equal mass, which stay filled where clicks are rare (Nguyen and O'Connor 2015)."""
+    """Bins of equal mass, which stay filled where clicks are rare (Nguyen and O'Connor 2015).
+
+    Equal scores share a bin, so that no order of the rows matters.
+    """
     order_N = np.argsort(score_N, kind="stable")
-    parts = [part for part in np.array_split(order_N, bins) if len(part)]
+    ordered_N = score_N[order_N]
+    ends = np.array([len(part) for part in np.array_split(order_N, bins)]).cumsum()[:-1]
+    ends = ends[ends < len(ordered_N)]
+    cuts = np.unique(np.searchsorted(ordered_N, ordered_N[ends]))
+    parts = [part for part in np.split(order_N, cuts) if len(part)]
     return CalibrationCurve(
         np.array([score_N[part].astype(np.float64).mean() for part in parts]),
         np.array([label_N[part].astype(np.float64).mean() for part in parts]),

@@ -215,6 +215,14 @@ def check_objective(config: FitConfig, *, data: CtrData, tasks: Sequence[Task]) 
     for is_refused, key, found, expected in refused:
         if is_refused:
             raise ValueError(f"{key}: found {found}, expected {expected}; correct it in the config")
+    if config.head.name == "esmm" and [task.is_binary for task in tasks] == [True, True]:
+        click_N, after_N = (label_of(data.train, name) > 0.5 for name in names)
+        if strange := int((after_N & ~click_N).sum()):
+            raise ValueError(
+                f"tasks: found {strange:,} of {len(click_N):,} training impressions with "
+                f"{names[1]} but without {names[0]}, expected none, as esmm's second task is what "
+                "follows its first; swap the tasks, or choose mmoe"
+            )
     if has_arms:
         treated = float(data.train.outcomes["treatment"].mean())
         if not 0 < treated < 1:

@@ -159,10 +159,13 @@ def estimate_reward(
     capped_N = np.minimum(weight_N, max_weight) if estimator.startswith("clipped") else weight_N
     numerator_N, denominator_N = _terms(log, estimator, weight_N=capped_N)
     if denominator_N.sum() <= 0:
-        raise ValueError(
-            f"{estimator}: found no row whose action the target policy would take, expected a log "
-            "that covers it"
+        logger.warning(
+            "%s: no row's action is one that the target policy would take: it has no value here; "
+            "take a log that covers the policy, or a higher temperature",
+            estimator,
         )
+        nothing = float("nan")
+        return Estimate(Interval(nothing, nothing, nothing), 0.0, 0.0, float(weight_N.mean()))
     if estimator != "direct":
         _warn_of_extremes(weight_N, capped_N)
     if unit_N is not None:

@@ -3,6 +3,7 @@
 Shapes: N impressions, A items to choose from, B impressions of a chunk, O outputs of all tasks.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -36,14 +37,13 @@ _SMALLEST = 1e-7  # of a probability, so that its log odds are finite
 
 
 @dataclass(frozen=True)
-class Ranked:
-    """A run's predictions of every item in every context of a log."""
+class Policy:
+    """What a ranker would have chosen in the contexts of a log, and what it expected of that."""
 
-    items_A: NDArray[np.int64]
-    value_NA: Floats
-    """Predicted reward of each item to choose from."""
-    shown_N: Floats
-    """Predicted reward of the item that was shown."""
+    target_N: Floats
+    """Chance of the item that was shown; 0 of one that training was not shown."""
+    expected_N: Floats
+    """Mean predicted reward of what it chooses."""
 
 
 def policy_value(config: OffPolicyConfig) -> dict[str, Any]:
@@ -52,22 +52,28 @@ def policy_value(config: OffPolicyConfig) -> dict[str, Any]:
     data, model = run.data, run.model
     log = data.open_test()
     task = model.tasks[0].name if config.task is None else config.task
-    ranked = rank(model, data, log, task=task)
+    items_A = np.unique(data.train.item_N.numpy())
+    policies = rank(model, data, log, items_A=items_A, task=task, temperatures=config.temperatures)
+    shown_N = model.predictions(CtrTable(log, data.users, data.items, None))[task]
     reward_N = label_of(log, task).double().numpy()
     unit_N = log.user_N.numpy()
     found: dict[str, Any] = {
         "task": task,
         "split": "test",
         "impressions": len(reward_N),
-        "items": len(ranked.items_A),
+        "items": len(items_A),
         "logged": asdict(_logged(reward_N, unit_N)),
         "policies": {},
     }
-    is_binary = next(one for one in model.tasks if one.name == task).is_binary
-    score_NA = _log_odds(ranked.value_NA) if is_binary else ranked.value_NA
-    for temperature in config.temperatures:
-        policy_NA = policy_of_scores(score_NA, temperature=temperature)
-        policy_log = log_of(policy_NA, ranked, log=log, reward_N=reward_N)
+    for temperature, policy in zip(config.temperatures, policies, strict=True):
+        # The run itself is the reward model: it was trained on other rows, before validation.
+        policy_log = PolicyLog(
+            reward_N=reward_N,
+            logged_N=log.outcomes["propensity"].double().numpy(),
+            target_N=policy.target_N,
+            predicted_N=shown_N.double().numpy(),
+            expected_N=policy.expected_N,
+        )
         found["policies"][f"{temperature:g}"] = {
             name: asdict(
                 estimate_reward(policy_log, name, max_weight=config.max_weight, unit_N=unit_N)
@@ -99,38 +105,51 @@ def _open_run(config: OffPolicyConfig) -> FinishedRun:
 
 
 @torch.inference_mode()
-def rank(model: CtrModel, data: CtrData, log: Impressions, *, task: str) -> Ranked:
-    """Predict every item that training was shown, in every context of the log."""
-    items_A = np.unique(data.train.item_N.numpy())
+def rank(
+    model: CtrModel,
+    data: CtrData,
+    log: Impressions,
+    *,
+    items_A: NDArray[np.int64],
+    task: str,
+    temperatures: Sequence[float],
+) -> list[Policy]:
+    """Predict every item in every context of the log; a policy for each temperature.
+
+    A chunk of contexts after the other, so that memory knows nothing of N × A.
+
+    Args:
+        model: the ranker.
+        data: its dataset.
+        log: the contexts.
+        items_A: rows of the items to choose from, ascending.
+        task: whose prediction ranks.
+        temperatures: of the softmax over the items.
+    """
+    is_binary = next(one for one in model.tasks if one.name == task).is_binary
     table = CtrTable(log, data.users, data.items, None)
-    drawn = DrawnPairs(data)
-    item_A = torch.from_numpy(items_A)
+    drawn, item_A = DrawnPairs(data), torch.from_numpy(items_A)
+    shown_N = log.item_N.numpy()
+    place_N = np.searchsorted(items_A, shown_N).clip(max=len(items_A) - 1)
+    known_N = items_A[place_N] == shown_N
+    parts: list[list[tuple[Floats, Floats]]] = [[] for _ in temperatures]
     rows = max(1, _CHUNK_PAIRS // len(items_A))
-    parts = []
     for rows_B in torch.split(torch.arange(len(log)), rows):
         batch = table.batch(rows_B.repeat_interleave(len(items_A)))
         scored = model(drawn.with_items(batch, item_A.repeat(len(rows_B))))
         predicted: Tensor = model.read(scored.output_BO.float())[task]
-        parts.append(predicted.view(len(rows_B), -1))
-    value_NA = torch.cat(parts).double().numpy()
-    return Ranked(items_A, value_NA, model.predictions(table)[task].double().numpy())
-
-
-def log_of(policy_NA: Floats, ranked: Ranked, *, log: Impressions, reward_N: Floats) -> PolicyLog:
-    """The log as the ranker's policy sees it; it never chooses an item that training was not shown.
-
-    The run itself is the reward model: it was trained on other rows, those before validation.
-    """
-    item_N = log.item_N.numpy()
-    place_N = np.searchsorted(ranked.items_A, item_N).clip(max=len(ranked.items_A) - 1)
-    chosen_N = policy_NA[np.arange(len(item_N)), place_N]
-    return PolicyLog(
-        reward_N=reward_N,
-        logged_N=log.outcomes["propensity"].double().numpy(),
-        target_N=np.where(ranked.items_A[place_N] == item_N, chosen_N, 0.0),
-        predicted_N=ranked.shown_N,
-        expected_N=(policy_NA * ranked.value_NA).sum(1),
-    )
+        value_BA = predicted.view(len(rows_B), -1).double().numpy()
+        score_BA = _log_odds(value_BA) if is_binary else value_BA
+        for temperature, part in zip(temperatures, parts, strict=True):
+            policy_BA = policy_of_scores(score_BA, temperature=temperature)
+            chosen_B = policy_BA[np.arange(len(rows_B)), place_N[rows_B.numpy()]]
+            part.append((chosen_B, (policy_BA * value_BA).sum(1)))
+    policies = []
+    for part in parts:
+        chosen, expected = zip(*part, strict=True)
+        target_N = np.where(known_N, np.concatenate(chosen), 0.0)
+        policies.append(Policy(target_N, np.concatenate(expected)))
+    return policies
 
 
 def _logged(reward_N: Floats, unit_N: NDArray[np.integer]) -> Interval:
@@ -140,6 +159,6 @@ def _logged(reward_N: Floats, unit_N: NDArray[np.integer]) -> Interval:
     return normal_ratio(rewards_U, np.bincount(index_N).astype(np.float64))
 
 
-def _log_odds(value_NA: Floats) -> Floats:
-    inside_NA = value_NA.clip(_SMALLEST, 1 - _SMALLEST)
-    return np.asarray(np.log(inside_NA) - np.log1p(-inside_NA), dtype=np.float64)
+def _log_odds(value_BA: Floats) -> Floats:
+    inside_BA = value_BA.clip(_SMALLEST, 1 - _SMALLEST)
+    return np.asarray(np.log(inside_BA) - np.log1p(-inside_BA), dtype=np.float64)

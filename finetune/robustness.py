@@ -69,6 +69,7 @@ def _changed(content: Content, change: Callable[[Tensor], Tensor]) -> Content:
         content,
         item_IW=change(content.item_IW),
         event_ID=None if event_ID is None else change(event_ID),
+        made={},  # user vectors and cosines of other vectors than those that were kept
     )
 
 

@@ -44,16 +44,16 @@ class HeadConfig:
     epoch it matters: on short videos 1e-4, which is FuxiCTR's, gave .002 more validation AUC."""
 
     hidden: tuple[int, ...] = (128, 64)
-    """Widths of the deep part's layers; every head but lr and fm. Empty: xdeepfm and autoint have
-    no deep part, finalmlp refuses."""
+    """Widths of the deep part's layers; every head but lr, fm and esmm, which has `tower_hidden`.
+    Empty: xdeepfm and autoint have no deep part, finalmlp refuses."""
 
     dropout: float = 0.2
     """Share of the deep part's units dropped while training; every head but lr and fm. bst drops
     in its transformer too."""
 
     batch_norm: bool = False
-    """Normalise the deep part's layers over the batch, before their activation; every head but lr
-    and fm."""
+    """Normalise the deep part's layers over the batch, before their activation; every head but lr,
+    fm and two_arms."""
 
     product_type: Literal["inner", "outer"] = "inner"
     """pnn: products of every two fields, or the outer product of all fields' sum."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from finetune.data import Impressions
 from finetune.lifetime_value import normalised_gini
-from finetune.metrics import auc, calibration_ratio, gauc, log_loss
+from finetune.metrics import auc, calibration_ratio, check_scores, gauc, log_loss
 from finetune.tasks import Task, label_of
 from finetune.uplift_curves import auuc, qini_coefficient, uplift_curve
 
@@ -37,6 +37,7 @@ def task_figures(
             "logloss": log_loss(label_N, predicted_N),
             "calibration": calibration_ratio(label_N, predicted_N),
         }
+    check_scores(predicted_N)
     error_N = predicted_N.astype(np.float64) - label_N
     spread = float(np.square(label_N - label_N.mean(dtype=np.float64)).mean())
     mse = float(np.square(error_N).mean())

@@ -236,12 +236,6 @@ def _shared(fields: list[CategoricalField], names: Sequence[str]) -> list[Catego
     if not names:
         return fields
     item = next(field for field in fields if field.name == ID_FIELDS["item"])
-    for name in names:
-        if not any(field.name == name and field.kind == "multi" for field in fields):
-            lists = [field.name for field in fields if field.kind == "multi"]
-            raise ValueError(
-                f"item_sequences: found {name}, expected features of type multi, which are {lists}"
-            )
 
     def of_items(field: CategoricalField) -> CategoricalField:
         return dataclasses.replace(

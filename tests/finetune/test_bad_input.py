@@ -17,11 +17,14 @@ from data_prep.dataset import Dataset, open_dataset
 from finetune.batches import CtrTable
 from finetune.data import CtrData
 from finetune.fit import fit
-from finetune.metrics import auc, gauc, log_loss
+from finetune.metrics import Diverged, auc, gauc, log_loss
 from finetune.model import CtrModel
 from finetune.predict import predict
 from finetune.settings import FitConfig, PredictConfig
 from finetune.splits import read_split, split_pieces
+from finetune.task_metrics import task_figures
+from finetune.task_settings import TaskConfig
+from finetune.tasks import Task
 from finetune.vocabulary import MISSING, UNKNOWN
 
 Change = Callable[[pa.Table], pa.Table]
@@ -345,3 +348,37 @@ def test_predict_takes_missing_and_infinite_context_for_missing(
     scores = pq.read_table(out)["score"].to_pylist()
     assert np.isfinite(scores).all()
     assert len(set(scores)) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"hash_buckets": {"price": 9}},
+            r"hash_buckets: found \['price'\], .*categorical or multi",
+        ),
+        ({"log_features": ("category",)}, r"log_features: found \['category'\], .*type numeric"),
+        ({"item_sequences": ("device",)}, r"item_sequences: found \['device'\], .*type multi"),
+        ({"hash_buckets": {"sise": 9}}, r"hash_buckets: found \['sise'\]"),
+    ],
+)
+def test_a_setting_of_a_feature_of_another_type_is_refused(
+    changes: dict, message: str, fit_config: FitConfig, dataset: Dataset
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        CtrData.learn(dataset, dataclasses.replace(fit_config, **changes))
+
+
+def test_esmm_with_its_tasks_the_wrong_way_round_is_refused(rich_config: FitConfig) -> None:
+    head = dataclasses.replace(rich_config.head, name="esmm")
+    tasks = {"like": TaskConfig(), "label": TaskConfig()}
+    with pytest.raises(ValueError, match=r"training impressions with label but without like"):
+        fit(dataclasses.replace(rich_config, head=head, tasks=tasks))
+
+
+def test_numbers_that_diverge_end_as_clicks_do() -> None:
+    predicted = np.array([1.0, np.inf, 2.0])
+    with pytest.raises(Diverged, match="found 1 of 3"):
+        task_figures(
+            Task(name="seconds", loss="mse"), np.zeros(3, int), np.ones(3), predicted_N=predicted
+        )

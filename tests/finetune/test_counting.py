@@ -98,11 +98,6 @@ def test_a_sequence_of_items_reads_the_items_rows() -> None:
     assert rows.tolist() == [[*item.encode(pa.array([7, 5])), -1], [item.offset, -1, -1]]
 
 
-def test_a_sequence_that_is_no_list_is_refused() -> None:
-    with pytest.raises(ValueError, match="item_sequences: found word, expected features of type"):
-        learn(item_sequences=("word",))
-
-
 def test_logarithms_are_standardised() -> None:
     (size,) = learn().numeric
     expected = np.log1p([0, 9, 99])

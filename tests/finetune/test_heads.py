@@ -588,3 +588,18 @@ def test_a_deep_part_in_onednn_gives_the_values_and_gradients_of_plain_layers(
 def test_the_sum_of_all_pairs_has_the_gradient_that_differences_give() -> None:
     fields = torch.randn(3, 4, 2, dtype=torch.float64, requires_grad=True)
     torch.autograd.gradcheck(all_pairs, fields)
+
+
+@pytest.mark.parametrize("pool_history", [True, False])
+def test_a_dropped_item_is_unknown_as_the_target_of_attention_too(pool_history: bool) -> None:
+    fields = FieldEmbedding(
+        num_rows=3 * VALUES + 1, num_ids=3, num_multi=0, num_numeric=0, width=8,
+        id_columns=[(0, 0), (1, VALUES)],
+        item_id_rows_I=torch.cat([VALUES + torch.arange(VALUES), torch.tensor([3 * VALUES])]),
+        content=None, first_order=False, pool_history=pool_history,
+    )  # fmt: skip
+    batch = random_impressions()
+    ids_BF = batch.ids_BF.clone()
+    ids_BF[:, 1] = VALUES
+    inputs = fields(dataclasses.replace(batch, ids_BF=ids_BF))[0]
+    assert torch.equal(inputs.target_BH, inputs.fields_BFE[:, 1])

@@ -101,3 +101,23 @@ def test_resampled_metrics_equal_metrics_of_the_drawn_users(clicks: Clicks) -> N
     odd = rows[masks["odd"][rows]]
     assert found["auc_odd"][4] == pytest.approx(auc(label[odd], score[odd]))
     assert (draws.sum(1) == draws.shape[1]).all()
+
+
+def test_calibration_does_not_hang_on_the_order_of_tied_scores() -> None:
+    label = np.sort(np.arange(1000) % 4 == 0).astype(np.float32)
+    constant = calibration_curve(label, np.full(1000, 0.25))
+    assert constant.ece == 0
+    assert constant.impressions.tolist() == [1000]
+    rng = np.random.default_rng(0)
+    score = rng.integers(5, size=1000) / 5
+    mixed = rng.permutation(1000)
+    one, other = (calibration_curve(label[rows], score[rows]) for rows in (slice(None), mixed))
+    assert one.ece == pytest.approx(other.ece)
+    assert one.impressions.sum() == 1000
+
+
+def test_draws_of_users_are_the_same_one_by_one() -> None:
+    rng = np.random.default_rng(3)
+    together = rng.integers(7, size=(4, 7))
+    counts = [np.bincount(row, minlength=7).tolist() for row in together]
+    assert user_draws(7, num_resamples=4, seed=3).tolist() == counts

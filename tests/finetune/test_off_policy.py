@@ -225,9 +225,16 @@ def test_other_bad_input_is_one_clear_error(log: PolicyLog) -> None:
         PolicyLog(reward_N=empty, logged_N=empty, target_N=empty)
     with pytest.raises(ValueError, match="found no predictions"):
         estimate_reward(replace(log, predicted_N=None), "dr")
-    with pytest.raises(ValueError, match="would take"):
-        estimate_reward(replace(log, target_N=np.zeros(3)), "snips")
     with pytest.raises(ValueError, match="add up"):
         PolicyLog.of_policy(
             np.ones(2), np.zeros(2, dtype=int), logged_N=np.ones(2), policy_NA=np.ones((2, 3))
         )
+
+
+def test_a_policy_that_the_log_does_not_cover_has_no_snips_and_its_other_estimates(
+    log: PolicyLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    apart = replace(log, target_N=np.zeros(3))
+    assert np.isnan(estimate_reward(apart, "snips").reward.value)
+    assert "snips: no row's action is one that the target policy would take" in caplog.text
+    assert estimate_reward(apart, "ips").reward.value == 0

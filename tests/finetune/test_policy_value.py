@@ -122,3 +122,14 @@ def test_a_ladder_climbs_for_several_labels_and_refuses_a_number_first(
     assert "like, none" in page
     with pytest.raises(ValueError, match="'seconds' first, which is a number"):
         ladder(dataclasses.replace(config, tasks={"seconds": TaskConfig()}), console=console)
+
+
+def test_chunks_of_contexts_change_nothing(run: FitConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = OffPolicyConfig(run_dir=run.out_dir, temperatures=(0.0, 1.0))
+    whole = policy_value(config)["policies"]
+    monkeypatch.setattr("finetune.policy_value._CHUNK_PAIRS", 1)
+    in_chunks = policy_value(config)["policies"]
+    for temperature, estimates in whole.items():
+        for name, one in estimates.items():
+            again = in_chunks[temperature][name]["reward"]["value"]
+            assert again == pytest.approx(one["reward"]["value"], rel=1e-4, nan_ok=True)

@@ -196,6 +196,23 @@ def test_a_disturbed_model_reads_the_disturbed_vectors_and_is_itself_again(
     assert model.fields.content.items.item_IW is before
 
 
+def test_users_and_similarities_are_of_the_disturbed_vectors(
+    dataset: Dataset, fit_config: FitConfig
+) -> None:
+    content = open_content("raw", fit_config, dataset=dataset, seed=0)
+    data = CtrData.learn(dataset, fit_config)
+    assert content is not None
+    content.fit(data)
+    whole = content.features(data, data.valid)  # kept, as the judging of whole content does
+    assert (whole.user_UW != 0).any()
+    gone = without(content, 1.0).features(data, data.valid)
+    assert (gone.user_UW == 0).all()
+    assert gone.similarity_NS.isnan().all()
+    turned = noisy(content, 1.0).features(data, data.valid)
+    assert not torch.equal(turned.user_UW, whole.user_UW)
+    assert torch.equal(content.features(data, data.valid).user_UW, whole.user_UW)
+
+
 def test_a_run_and_its_report_hold_groups_exposure_and_robustness(
     fit_config: FitConfig, dataset: Dataset
 ) -> None:
