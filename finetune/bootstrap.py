@@ -106,8 +106,8 @@ def resampled_metrics(
     found: dict[str, list[float]] = {name: [] for name in ("logloss", "gauc", *ranked)}
     for weight_U in each_draw(len(users), num_resamples=num_resamples, seed=seed):
         with np.errstate(invalid="ignore", divide="ignore"):
-            found["logloss"].append((weight_U @ loss_U) / (weight_U @ impressions_U))
-            found["gauc"].append((weight_U @ (known_U * auc_U)) / (weight_U @ known_U))
+            found["logloss"].append(float((weight_U @ loss_U) / (weight_U @ impressions_U)))
+            found["gauc"].append(float((weight_U @ (known_U * auc_U)) / (weight_U @ known_U)))
         for name, (index, weighted) in ranked.items():
             found[name].append(weighted(weight_U[index]))
     return {name: np.array(values_R) for name, values_R in found.items()}
