@@ -7,6 +7,9 @@ item in that context. So a batch of B impressions stands for B · I pairs.
 Shapes: B impressions of a batch, N training impressions, I items, F features of an item.
 """
 
+import logging
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -19,6 +22,13 @@ from finetune.model import CtrModel
 from finetune.propensity import check_propensities, fit_logistic, naive_bayes
 from finetune.task_settings import DebiasConfig
 from finetune.tasks import Task, label_of
+
+logger = logging.getLogger(__name__)
+
+_MOST_CUT = 0.5
+"""Share of impressions at the cap, above which the loss is hardly debiased."""
+_LEAST_EFFECTIVE = 0.01
+"""Effective rows a row, below which a loss hangs on a few."""
 
 MAX_VALUES = 64
 """Values of an item's categorical feature, above which the propensity model leaves it out."""
@@ -45,13 +55,24 @@ class Debiasing(nn.Module):
         else:
             check_propensities(data.train.outcomes["propensity"])
         self.register_buffer("propensity_V", known_V, persistent=False)
+        of_train_N = self._propensities(
+            data.train.outcomes, data.train.item_N, label_of(data.train, task.name)
+        )
+        cap = config.max_weight if config.loss in ("clipped_ips", "dr") else None
+        self.weights = weights_of(of_train_N, max_weight=cap)
+        """How the inverse propensities weigh the training impressions."""
 
     def propensities(self, batch: Batch, label_B: Tensor) -> Tensor:
         """The chance of each impression, [B]."""
+        return self._propensities(batch.outcomes, batch.item_B, label_B)
+
+    def _propensities(
+        self, outcomes: Mapping[str, Tensor], item_B: Tensor, label_B: Tensor
+    ) -> Tensor:
         if self.config.propensity == "logged":
-            return batch.outcomes["propensity"]
+            return outcomes["propensity"]
         by_item = self.config.propensity == "items"
-        return self.propensity_V[batch.item_B if by_item else label_B.long()]
+        return self.propensity_V[item_B.long() if by_item else label_B.long()]
 
     def forward(self, error_B: Tensor, batch: Batch, label_B: Tensor) -> Tensor:
         """Inverse propensity scoring of the errors of what was shown."""
@@ -108,6 +129,37 @@ class DoublyRobust(Debiasing):
         if self.task.is_binary:
             return self.task.errors(output_B1, torch.sigmoid(imputed_B1[:, 0]))
         return (output_B1[:, 0] - imputed_B1[:, 0]).square()
+
+
+def weights_of(propensity_N: Tensor, *, max_weight: float | None) -> dict[str, float]:
+    """Share of the impressions whose weight was cut, and what the weights leave of the log.
+
+    Warns where most are cut, so that the loss is nearly the naive one, and where a few rows weigh
+    most. Effective rows are (Σ w)² / Σ w² (Kish 1965).
+    """
+    whole_N = 1 / propensity_N.double()
+    weight_N = whole_N if max_weight is None else whole_N.clamp(max=max_weight)
+    cut = float((whole_N > weight_N).double().mean())
+    total = float(weight_N.sum())
+    found = {
+        "clipped_share": cut,
+        "effective_rows": total**2 / float(weight_N.square().sum()),
+        "largest_share": float(weight_N.max()) / total,
+    }
+    if cut > _MOST_CUT:
+        logger.warning(
+            "train.debias: %.0f %% of the training impressions have an inverse propensity above "
+            "max_weight %g and weigh alike, as without debiasing; raise max_weight, or look at "
+            "impressions.propensity (the median is %.3g)",
+            100 * cut, max_weight, float(propensity_N.median()),
+        )  # fmt: skip
+    if found["effective_rows"] < _LEAST_EFFECTIVE * len(weight_N):
+        logger.warning(
+            "train.debias: the weights leave %.0f effective rows of %d, and %.1f %% of all weight "
+            "is on one; cap them (clipped_ips, max_weight)",
+            found["effective_rows"], len(weight_N), 100 * found["largest_share"],
+        )  # fmt: skip
+    return found
 
 
 def item_propensities(data: CtrData, *, l2: float) -> Tensor:

@@ -76,12 +76,12 @@ class Objective(nn.Module):
             tables = list(self.debiasing.imputation.fields.id_tables())
             ids = {id(one) for one in tables}
             dense = [p for p in self.debiasing.imputation.parameters() if id(p) not in ids]
-        known = {id(one) for one in (*tables, *dense)}
-        few = [p for p in self.parameters() if id(p) not in known]
+        variances: list[Tensor] = [] if self.log_variance_T is None else [self.log_variance_T]
         for params, lr, decay in (
             (tables, config.id_lr, 0.0),
             (dense, config.lr, config.weight_decay),
-            (few, config.lr, 0.0),
+            (list(self.towers.parameters()), config.position.lr, 0.0),
+            (variances, config.lr, 0.0),
         ):
             if params:
                 groups.append({"params": params, "lr": lr, "weight_decay": decay})
@@ -147,6 +147,8 @@ class Objective(nn.Module):
             place_P = tower.place_P.detach() if tower.mode == "add" else tower.seen_P()
             places = found.setdefault("places", {"mode": tower.mode})
             places[self.tasks[int(number)].name] = place_P.tolist()
+        if self.debiasing is not None:
+            found["debias"] = self.debiasing.weights
         return found
 
 

@@ -167,7 +167,7 @@ def estimate_reward(
         nothing = float("nan")
         return Estimate(Interval(nothing, nothing, nothing), 0.0, 0.0, float(weight_N.mean()))
     if estimator != "direct":
-        _warn_of_extremes(weight_N, capped_N)
+        _warn_of_extremes(weight_N, capped_N, is_capped=estimator.startswith("clipped"))
     if unit_N is not None:
         _, index_N = np.unique(unit_N, return_inverse=True)
         numerator_N, denominator_N = (
@@ -234,14 +234,15 @@ def bootstrap_ratio(
     return Interval.of(value, np.concatenate(values_R))
 
 
-def _warn_of_extremes(weight_N: Floats, capped_N: Floats) -> None:
+def _warn_of_extremes(weight_N: Floats, capped_N: Floats, *, is_capped: bool) -> None:
     total = float(capped_N.sum())
     share = float(capped_N.max()) / total if total else 0.0
     if share > _EXTREME_SHARE:
         logger.warning(
             "one row of %d holds %.0f %% of all weight (%g; effective rows %.0f): the estimate and "
-            "its interval hang on it; cap the weights (clipped_ips) or take another log",
+            "its interval hang on it; %s or take another log",
             len(capped_N), 100 * share, capped_N.max(), total**2 / np.square(capped_N).sum(),
+            "lower max_weight" if is_capped else "cap the weights (clipped_ips)",
         )  # fmt: skip
     mean, error = float(weight_N.mean()), float(weight_N.std() / len(weight_N) ** 0.5)
     if abs(mean - 1) > _EXTREME_ERRORS * error + 1e-6:

@@ -86,5 +86,10 @@ class PositionConfig:
     first_is_seen: bool = False
     """seen: place 0 is seen with certainty."""
 
+    lr: float = 1e-2
+    """Learning rate of the places, which are few and read by every batch: at that of the model
+    they are still near their start when a short training ends, and the model keeps their part."""
+
     def __post_init__(self) -> None:
+        check(self.lr > 0, "train.position.lr", self.lr, "a positive rate")
         check(0 <= self.dropout < 1, "train.position.dropout", self.dropout, "a share in [0, 1)")

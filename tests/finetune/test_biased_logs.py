@@ -12,7 +12,7 @@ from torch import Tensor
 from data_prep.dataset import open_dataset
 from finetune.batches import Batch, CtrTable
 from finetune.data import CtrData
-from finetune.debiased_training import Debiasing, DoublyRobust, item_propensities
+from finetune.debiased_training import Debiasing, DoublyRobust, item_propensities, weights_of
 from finetune.drawn_pairs import DrawnPairs
 from finetune.fit import Inputs, fit
 from finetune.model import CtrModel
@@ -169,6 +169,39 @@ def test_places_are_learnt_beside_the_model_and_gone_when_it_serves(one_label: F
     assert np.mean(seen[1:3]) > np.mean(seen[-3:])
     saved = (config.out_dir / "model.safetensors").read_bytes()
     assert b"place_P" not in saved
+
+
+def test_places_are_found_beside_a_model_with_a_slow_rate(
+    one_label: FitConfig, data: CtrData
+) -> None:
+    """Items of the toy log are shown in random places, whose click rates are then the places'."""
+    places = PositionConfig(mode="add", dropout=0.0)
+    record = fit(training(one_label, position=places, max_epochs=6, patience=6))
+    place_N, click_N = (
+        one.numpy() for one in (data.train.outcomes["position"], data.train.label_N)
+    )
+    rate_P = np.bincount(place_N, weights=click_N) / np.bincount(place_N)
+    log_odds_P = np.log(rate_P / (1 - rate_P))
+    assert np.corrcoef(record["places"]["label"], log_odds_P)[0, 1] > 0.9
+    assert np.ptp(record["places"]["label"]) > 0.5 * np.ptp(log_odds_P)
+
+
+def test_the_weights_of_a_debiased_loss_are_recorded_and_warned_of(
+    one_label: FitConfig, data: CtrData, caplog: pytest.LogCaptureFixture
+) -> None:
+    cut = DebiasConfig(loss="clipped_ips", max_weight=1.5)
+    record = fit(training(one_label, debias=cut, max_epochs=1))
+    weight = 1 / data.train.outcomes["propensity"].double().numpy()
+    assert record["debias"]["clipped_share"] == pytest.approx((weight > 1.5).mean())
+    assert "100 % of the training impressions have an inverse propensity above" in caplog.text
+    caplog.clear()
+    found = weights_of(torch.tensor([1e-9, *[0.5] * 999]), max_weight=None)
+    assert found["effective_rows"] == pytest.approx(1, rel=1e-3)
+    assert found["clipped_share"] == 0
+    assert "effective rows of 1000" in caplog.text
+    caplog.clear()
+    weights_of(torch.full((10,), 0.1), max_weight=None)
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("mode", ["add", "seen"])
