@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from datetime import UTC, datetime
 
 from data_prep.dataset import Dataset
 
@@ -14,8 +15,22 @@ def looks_ahead(newest_event: int, dataset: Dataset) -> bool:
     return newest_event >= dataset.manifest.cutoffs.valid_start
 
 
+def utc(time_ms: int) -> str:
+    """A time as messages show it; one that is no date, of a file from elsewhere, as a number."""
+    try:
+        return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (OverflowError, ValueError):
+        return f"{time_ms} ms"
+
+
 def refuse_look_ahead(
-    newest_event: int, dataset: Dataset, *, source: object, allowed: bool, override: str
+    newest_event: int,
+    dataset: Dataset,
+    *,
+    source: object,
+    allowed: bool,
+    override: str,
+    advice: str = "pre-train on events before valid_start",
 ) -> None:
     """Refuse what has seen the validation time, or warn where that is allowed.
 
@@ -25,6 +40,7 @@ def refuse_look_ahead(
         source: what it is, for the message.
         allowed: the explicit override.
         override: how the override is given and where it is recorded.
+        advice: what to do instead.
 
     Raises:
         ValueError: it looks ahead and is not allowed to.
@@ -32,10 +48,10 @@ def refuse_look_ahead(
     if not looks_ahead(newest_event, dataset):
         return
     found = (
-        f"{source}: found a newest event of {newest_event} ms, expected one before valid_start "
-        f"{dataset.manifest.cutoffs.valid_start} ms of {dataset.dir}: it has seen what it is "
-        "tested on"
+        f"{source}: found that it has seen events up to {utc(newest_event)}, expected none from "
+        f"valid_start on, {utc(dataset.manifest.cutoffs.valid_start)} in {dataset.dir}: it has "
+        "seen what it is tested on"
     )
     if not allowed:
-        raise ValueError(f"{found}; pre-train on events before valid_start, or give {override}")
+        raise ValueError(f"{found}; {advice}, or give {override}")
     log.warning("%s; allowed by allow_look_ahead", found)
