@@ -145,30 +145,43 @@ class Source:
 
     def features(self, features: dict[str, FeatureType]) -> dict[str, "ir.Column"]:
         """Feature columns as float64, string or list of string."""
-        import ibis
-
         typed: dict[str, ir.Column] = {}
         for name, kind in features.items():
             column = self.column(name, setting="features")
-            found = column.type()
-            if kind == "numeric":
-                fits, target = found.is_numeric() or found.is_boolean(), "float64"
-            elif kind == "categorical":
-                fits, target = not found.is_nested(), "string"
-            else:
-                fits, target = found.is_array(), "array<string>"
-            if not fits:
+            if not feature_fits(column, kind):
                 raise ValueError(
-                    f"{self.path}: column {name!r} holds {found}, expected something "
+                    f"{self.path}: column {name!r} holds {column.type()}, expected something "
                     f"{kind} for {self.setting}.features; choose another type or convert it"
                 )
-            if kind == "categorical" and found.is_floating():
-                # A number that is none is missing, and no value called "nan".
-                typed[name] = ibis.ifelse(column * 0 == 0, column.cast(target), ibis.null())
-                typed[name] = typed[name].cast(target)
-            else:
-                typed[name] = column.cast(target)
+            typed[name] = typed_feature(column, kind)
         return typed
+
+
+FEATURE_TYPES: dict[FeatureType, str] = {
+    "numeric": "float64",
+    "categorical": "string",
+    "multi": "array<string>",
+}
+"""What the columns of a dataset hold."""
+
+
+def feature_fits(column: "ir.Column", kind: FeatureType) -> bool:
+    """Whether a column can be a feature of this kind."""
+    found = column.type()
+    if kind == "numeric":
+        return bool(found.is_numeric() or found.is_boolean())
+    return bool(not found.is_nested() if kind == "categorical" else found.is_array())
+
+
+def typed_feature(column: "ir.Column", kind: FeatureType) -> "ir.Column":
+    """A column that fits, as a dataset holds it."""
+    import ibis
+
+    target = FEATURE_TYPES[kind]
+    if kind == "categorical" and column.type().is_floating():
+        # A number that is none is missing, and no value called "nan".
+        return ibis.ifelse(column * 0 == 0, column.cast(target), ibis.null()).cast(target)
+    return column.cast(target)
 
 
 def is_between(number: "ir.NumericColumn", low: float, high: float) -> "ir.BooleanColumn":

@@ -14,7 +14,8 @@ class PredictConfig:
     """Run folder written by `fit`, or one of a ladder's."""
 
     impressions: Path
-    """Parquet with user_id, item_id, time (milliseconds or a timestamp), context features."""
+    """Parquet with user_id, item_id, time (milliseconds or a timestamp), and the context features
+    with the types that they had in the raw table."""
 
     out: Path
     """Parquet to write: user_id, item_id, time, score; score_NAME of further tasks or arms."""

@@ -7,6 +7,7 @@ something else than it says.
 
 import logging
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -112,3 +113,12 @@ def warn_of_values(
             "all read the unknown row; lower min_count or leave it out",
             owner, name, f"{len(totals):,}", min_count,
         )  # fmt: skip
+
+
+def warn_of_unknown_values(share: float, *, name: str, where: Path) -> None:
+    """Warn of a column to be scored most of whose values say nothing to the run."""
+    logger.warning(
+        "%s: column %s: %.0f %% of its values are unknown to the run, which reads them all as one; "
+        "expected those of the dataset, so compare the column's type and values with its own",
+        where, name, 100 * share,
+    )  # fmt: skip

@@ -293,7 +293,7 @@ def test_a_history_with_an_item_outside_the_catalogue_is_refused(
     ("columns", "message"),
     [
         ({"position": ["first"]}, "found column position of type string, expected numbers"),
-        ({"device": [["phone"]]}, "found column device of type list.*expected single values"),
+        ({"device": [["phone"]]}, "found column device of type array.*expected single values"),
         ({"item_id": ["seven"]}, "found column item_id of type string, expected int64"),
         ({"item_id": pa.nulls(1, pa.int64())}, "such as None"),
         ({"label": [1], "device": None}, "expected also .'device'."),
