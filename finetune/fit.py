@@ -15,7 +15,6 @@ import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
-from safetensors.torch import save_file
 
 from data_prep.dataset import Dataset, open_dataset
 from finetune import run_folder
@@ -279,13 +278,9 @@ def _write(
     run_folder.write_config(config, config.out_dir)
     run_folder.write_history(history, config.out_dir)
     inputs.data.vocabulary.save(config.out_dir / run_folder.VOCABULARY_FILE)
-    save_file(
-        {name: value.contiguous() for name, value in model.state_dict().items()},
-        config.out_dir / run_folder.WEIGHTS_FILE,
-    )
+    run_folder.write_tensors(model.state_dict(), config.out_dir / run_folder.WEIGHTS_FILE)
     if content is not None:
-        state = {name: value.contiguous() for name, value in content.state().items()}
-        save_file(state, config.out_dir / run_folder.CONTENT_FILE)
+        run_folder.write_tensors(content.state(), config.out_dir / run_folder.CONTENT_FILE)
 
 
 def quiet_lightning() -> None:

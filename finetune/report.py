@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from data_prep.dataset import Dataset, open_dataset
 from data_prep.html_page import Html, figure, page, section, table
+from data_prep.records import replace_file
 from finetune import plots, run_folder
 from finetune.compare import Comparison, Spread, compare
 from finetune.embeddings import Embeddings
@@ -87,7 +88,7 @@ def write_report(
         comparison, dataset, sentences=sentences, head=heads[0],
         embeddings_dir=settings.embeddings_dir, pretrain_metrics=pretrain_metrics,
     )  # fmt: skip
-    (out_dir / REPORT_FILE).write_text(page)
+    replace_file(out_dir / REPORT_FILE, page.encode())
     return comparison
 
 

@@ -27,10 +27,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor
 
 from data_prep.credentials import hide_credentials
 from data_prep.folders import open_folder
-from data_prep.records import MANIFEST_FILE, replace_file
+from data_prep.records import MANIFEST_FILE, replace_file, whole_file
 from finetune.content_settings import ContentConfig
 from finetune.reuse_settings import ReuseConfig
 from finetune.rungs import parse_rung
@@ -185,25 +187,29 @@ def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_config(config: object, run_dir: Path) -> None:
     """Write the resolved settings, without credentials in URLs."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / CONFIG_FILE).write_text(
-        yaml.safe_dump(hide_credentials(plain(config)), sort_keys=False)
-    )
+    text = yaml.safe_dump(hide_credentials(plain(config)), sort_keys=False)
+    replace_file(run_dir / CONFIG_FILE, text.encode())
 
 
 def write_history(history: Sequence[Mapping[str, float]], run_dir: Path) -> None:
     """Write a row an epoch."""
     columns = list(dict.fromkeys(key for row in history for key in row))
-    with (run_dir / HISTORY_FILE).open("w", newline="") as file:
+    with whole_file(run_dir / HISTORY_FILE) as path, path.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(history)
 
 
 def write_predictions(table: pa.Table, path: Path) -> None:
-    """Write scores."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path, compression="zstd")
+    """Write scores under a temporary name, then rename: a failure keeps the file of before."""
+    with whole_file(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write weights in the same way."""
+    with whole_file(path) as temporary:
+        save_file({name: one.contiguous() for name, one in tensors.items()}, temporary)
 
 
 def write_json(content: Mapping[str, Any], path: Path) -> None:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from data_prep.records import replace_file
 from finetune.counting import (
     Moments,
     ValueCounts,
@@ -133,7 +134,8 @@ class Vocabulary:
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
-        path.write_text(json.dumps(dataclasses.asdict(self), ensure_ascii=False) + "\n")
+        text = json.dumps(dataclasses.asdict(self), ensure_ascii=False) + "\n"
+        replace_file(path, text.encode())
 
     @staticmethod
     def load(path: Path) -> "Vocabulary":

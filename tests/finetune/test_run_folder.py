@@ -1,0 +1,77 @@
+"""Files of a run are whole or those of before."""
+
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from finetune import run_folder
+from finetune.settings import FitConfig
+from finetune.vocabulary import CategoricalField, Vocabulary
+
+LIMIT = 1 << 14
+Write = Callable[[Path, int], None]
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """The kernel refuses to write beyond the limit."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def write_config(path: Path, size: int) -> None:
+    config = FitConfig(dataset_dir=Path("d" * size), out_dir=Path("o"))
+    run_folder.write_config(config, path.parent)
+
+
+def write_history(path: Path, size: int) -> None:
+    run_folder.write_history([{"epoch": float(row)} for row in range(size)], path.parent)
+
+
+def write_predictions(path: Path, size: int) -> None:
+    score = np.random.default_rng(0).random(size)
+    run_folder.write_predictions(pa.table({"score": score}), path)
+
+
+def write_tensors(path: Path, size: int) -> None:
+    run_folder.write_tensors({"weight": torch.zeros(size)}, path)
+
+
+def write_vocabulary(path: Path, size: int) -> None:
+    values = [f"value {one}" for one in range(size)]
+    field = CategoricalField(name="x", owner="user", kind="categorical", offset=0, values=values)
+    Vocabulary(categorical=[field], numeric=[]).save(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        (run_folder.CONFIG_FILE, write_config),
+        (run_folder.HISTORY_FILE, write_history),
+        (run_folder.PREDICTIONS_FILE, write_predictions),
+        (run_folder.WEIGHTS_FILE, write_tensors),
+        (run_folder.VOCABULARY_FILE, write_vocabulary),
+    ],
+)
+def test_a_write_that_fails_keeps_the_file_of_before(
+    name: str, write: Write, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    write(path, 10)
+    before = path.read_bytes()
+    with full_disk(), pytest.raises(Exception, match=r"cannot be written|File too large"):
+        write(path, 20_000)
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+    write(path, 20_000)
+    assert path.stat().st_size > LIMIT
