@@ -46,8 +46,10 @@ PREDICTIONS_FILE, WEIGHTS_FILE = "predictions.parquet", "model.safetensors"
 VOCABULARY_FILE, CONTENT_FILE = "vocabulary.json", "content.safetensors"
 TASKS_FILE = "tasks.json"
 
-# Where and how fast a run was made does not change what it found.
-_NOT_IN_FINGERPRINT = ("out_dir", "trainer", "memory_mb", "cache_dir")
+# Where a run is kept and what it shows on its way does not change what it found.
+_NOT_IN_FINGERPRINT = ("out_dir", "memory_mb", "cache_dir")
+_NOT_OF_TRAINER = ("progress", "log_every_n_steps", "logger", "profiler", "default_root_dir",
+                   "enable_progress_bar", "enable_model_summary")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,24 @@ def plain(settings: object) -> dict[str, Any]:
 
 def fingerprint(config: FitConfig) -> str:
     """SHA-256 of all that decides what a run finds: its settings and what it reads."""
-    settings = {k: v for k, v in plain(config).items() if k not in _NOT_IN_FINGERPRINT}
+    rung = parse_rung(config.rung)
+    parts = [json.dumps([RUN_VERSION, decisive_settings(config)], sort_keys=True).encode()]
+    parts.append(open_folder(config.dataset_dir)[0].path(MANIFEST_FILE).read_bytes())
+    if rung.vectors != "none" and config.embeddings_dir is not None:
+        parts.append((config.embeddings_dir / "embeddings.json").read_bytes())
+    for older in (config.reuse.warm_start, config.reuse.teacher):
+        if older is not None:
+            parts.append(read_record(older)["fingerprint"].encode())
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+
+
+def decisive_settings(config: FitConfig) -> dict[str, Any]:
+    """The settings that decide what a run finds, as they are written: without credentials."""
+    settings = hide_credentials(plain(config))
+    settings = {k: v for k, v in settings.items() if k not in _NOT_IN_FINGERPRINT}
+    trainer = settings.pop("trainer")
+    trainer |= trainer.pop("extra")  # as the Trainer gets them
+    settings["trainer"] = {k: v for k, v in trainer.items() if k not in _NOT_OF_TRAINER}
     rung = parse_rung(config.rung)
     if rung.vectors == "none":
         settings |= {"embeddings_dir": None, "released": None, "allow_look_ahead": False}
@@ -127,14 +146,7 @@ def fingerprint(config: FitConfig) -> str:
         }
     if rung.vectors != "aligned":
         settings |= {"knock_outs": None}
-    parts = [json.dumps([RUN_VERSION, settings], sort_keys=True).encode()]
-    parts.append(open_folder(config.dataset_dir)[0].path(MANIFEST_FILE).read_bytes())
-    if rung.vectors != "none" and config.embeddings_dir is not None:
-        parts.append((config.embeddings_dir / "embeddings.json").read_bytes())
-    for older in (config.reuse.warm_start, config.reuse.teacher):
-        if older is not None:
-            parts.append(read_record(older)["fingerprint"].encode())
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+    return settings
 
 
 def is_finished(config: FitConfig) -> bool:

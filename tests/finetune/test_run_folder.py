@@ -1,5 +1,6 @@
 """Files of a run are whole or those of before."""
 
+import dataclasses
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from finetune import run_folder
+from finetune.run_folder import fingerprint
 from finetune.settings import FitConfig
 from finetune.vocabulary import CategoricalField, Vocabulary
 
@@ -75,3 +77,32 @@ def test_a_write_that_fails_keeps_the_file_of_before(
     assert list(path.parent.iterdir()) == [path]
     write(path, 20_000)
     assert path.stat().st_size > LIMIT
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_same"),
+    [
+        ({"precision": "bf16-mixed"}, False),
+        ({"devices": 2}, False),
+        ({"strategy": "ddp"}, False),
+        ({"extra": {"accumulate_grad_batches": 8}}, False),
+        ({"extra": {"precision": "bf16-mixed"}}, False),
+        ({"progress": "rich", "log_every_n_steps": 7}, True),
+        ({"extra": {"enable_progress_bar": False, "logger": True, "profiler": "simple"}}, True),
+    ],
+)
+def test_a_run_of_another_trainer_is_another_run_unless_only_its_output_differs(
+    changes: dict[str, object], is_same: bool, fit_config: FitConfig
+) -> None:
+    trainer = dataclasses.replace(fit_config.trainer, **changes)
+    changed = dataclasses.replace(fit_config, trainer=trainer)
+    assert (fingerprint(changed) == fingerprint(fit_config)) is is_same
+
+
+def test_a_config_read_again_has_the_fingerprint_of_the_run(fit_config: FitConfig) -> None:
+    for rung in ("none", "aligned", "aligned+simtier"):
+        config = dataclasses.replace(
+            fit_config, rung=rung, hash_buckets={"device": 10}, log_features=("position",)
+        )
+        run_folder.write_config(config, config.out_dir)
+        assert fingerprint(run_folder.read_config(config.out_dir)) == fingerprint(config)
