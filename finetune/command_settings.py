@@ -32,7 +32,8 @@ class ReportConfig:
     """Write metrics.json and report.html again from a ladder's finished runs."""
 
     run_dir: Path
-    """A ladder's folder, or a single run's."""
+    """A ladder's folder, of which only runs with the settings in its config.yaml count, or a single
+    run's."""
 
     pretrain_metrics: Path | None = None
     """metrics.csv of the pre-training run, for its learning curves."""

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-import yaml
 from numpy.typing import NDArray
 
 from data_prep.dataset import Dataset, open_dataset
@@ -16,10 +15,11 @@ from data_prep.records import replace_file
 from finetune import plots, run_folder
 from finetune.compare import Comparison, Spread, compare
 from finetune.embeddings import Embeddings
+from finetune.ladder import run_configs
 from finetune.report_tasks import tasks_section
 from finetune.run_folder import Run
 from finetune.rungs import parse_rung
-from finetune.settings import ReportConfig
+from finetune.settings import LadderConfig, ReportConfig
 from finetune.slices import slice_text
 from finetune.trust_page import summary_json, trust_sections, trust_summary
 from finetune.verdict import overfitting, verdict
@@ -33,21 +33,23 @@ _MAP_ITEMS = 4000
 
 def report(config: ReportConfig) -> Comparison:
     """Write the report again from finished runs, with the settings of the ladder."""
+    of_ladder = run_folder.read_ladder_config(config.run_dir)
     pretrain_metrics = config.pretrain_metrics
-    settings_path = config.run_dir / run_folder.CONFIG_FILE
-    if pretrain_metrics is None and settings_path.is_file():
-        given = yaml.safe_load(settings_path.read_text()).get("pretrain_metrics")
-        pretrain_metrics = Path(given) if given else None
+    if pretrain_metrics is None and of_ladder is not None:
+        pretrain_metrics = of_ladder.pretrain_metrics
     return write_report(
         config.run_dir,
-        run_dirs=find_runs(config.run_dir),
+        run_dirs=find_runs(config.run_dir, of_ladder),
         pretrain_metrics=pretrain_metrics,
         num_resamples=config.num_resamples,
     )
 
 
-def find_runs(run_dir: Path) -> list[Path]:
-    """Finished runs in a ladder's folder, or the folder itself if it is one."""
+def find_runs(run_dir: Path, config: LadderConfig | None = None) -> list[Path]:
+    """Finished runs in a ladder's folder, or the folder itself if it is one.
+
+    With the ladder's settings only runs of these: others of before may lie beside them.
+    """
     if (run_dir / run_folder.PREDICTIONS_FILE).is_file():
         return [run_dir]
     found = sorted(path.parent for path in run_dir.rglob(run_folder.PREDICTIONS_FILE))
@@ -57,7 +59,40 @@ def find_runs(run_dir: Path) -> list[Path]:
             f"{run_dir}: found no finished run, expected some under ladder/; "
             "run python -m finetune ladder"
         )
-    return found
+    if config is None:
+        return found
+    of_ladder = _of_ladder(config)
+    kept = [path for path in found if path in of_ladder]
+    if not kept:
+        raise FileNotFoundError(
+            f"{run_dir}: found {len(found)} finished runs, none of which this code made with the "
+            f"settings in its {run_folder.CONFIG_FILE} and on its data; re-run python -m finetune "
+            "ladder"
+        )
+    if len(kept) < len(found):
+        left_out = ", ".join(str(path.relative_to(run_dir)) for path in found if path not in kept)
+        logger.warning(
+            "%s: %d runs of other settings or data than its %s are left out: %s",
+            run_dir, len(found) - len(kept), run_folder.CONFIG_FILE, left_out,
+        )  # fmt: skip
+    return kept
+
+
+def _of_ladder(config: LadderConfig) -> set[Path]:
+    """Folders of the finished runs that the ladder's settings, and its data, stand for."""
+    configs = run_configs(config)
+    about = config.embeddings_dir and config.embeddings_dir / "embeddings.json"
+    if about is None or about.is_file():
+        return {one.out_dir for one in configs if run_folder.is_finished(one)}
+    # A report needs no embeddings, so that theirs may be gone since.
+    logger.warning("%s: found no such file, so runs are told apart by their settings alone", about)
+    ended = [one for one in configs if (one.out_dir / run_folder.METRICS_FILE).is_file()]
+    settings = run_folder.decisive_settings
+    return {
+        one.out_dir
+        for one in ended
+        if settings(run_folder.read_config(one.out_dir)) == settings(one)
+    }
 
 
 def write_report(

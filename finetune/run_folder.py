@@ -36,7 +36,7 @@ from data_prep.records import MANIFEST_FILE, replace_file, whole_file
 from finetune.content_settings import ContentConfig
 from finetune.reuse_settings import ReuseConfig
 from finetune.rungs import parse_rung
-from finetune.settings import FitConfig, HeadConfig, TrainConfig, TrainerConfig
+from finetune.settings import FitConfig, HeadConfig, LadderConfig, TrainConfig, TrainerConfig
 from finetune.task_settings import DebiasConfig, PositionConfig, TaskConfig
 from finetune.trust_settings import TrustConfig
 
@@ -165,14 +165,34 @@ def read_config(run_dir: Path) -> FitConfig:
             f"{run_dir}: found no {CONFIG_FILE}, expected a run folder; run python -m finetune fit"
         )
     raw = yaml.safe_load(path.read_text())
+    reuse = raw.pop("reuse", {})
+    for key in ("warm_start", "teacher"):
+        reuse[key] = Path(reuse[key]) if reuse.get(key) is not None else None
+    return FitConfig(**_typed(raw), reuse=ReuseConfig(**reuse))
+
+
+def read_ladder_config(run_dir: Path) -> LadderConfig | None:
+    """The settings of the ladder in this very folder; None where it is no ladder's."""
+    path = run_dir / CONFIG_FILE
+    raw = yaml.safe_load(path.read_text()) if path.is_file() else {}
+    if "seeds" not in raw:
+        return None
+    curves, rungs = raw.pop("pretrain_metrics", None), raw.pop("rungs", None)
+    return LadderConfig(
+        **(_typed(raw) | {"out_dir": run_dir, "seeds": tuple(raw["seeds"])}),
+        rungs=tuple(rungs) if rungs is not None else None,
+        pretrain_metrics=Path(curves) if curves is not None else None,
+    )
+
+
+def _typed(raw: dict[str, Any]) -> dict[str, Any]:
+    """Settings that single runs and ladders share, from what YAML holds of them."""
     head, content, train, trust = (
         _tuples(raw.pop(key)) for key in ("head", "content", "train", "trust")
     )
-    reuse = raw.pop("reuse", {})
     for keys, where in (
         (("dataset_dir", "embeddings_dir", "released", "out_dir", "cache_dir"), raw),
         (("features_dir",), content),
-        (("warm_start", "teacher"), reuse),
     ):
         for key in keys:
             where[key] = Path(where[key]) if where.get(key) is not None else None
@@ -182,15 +202,14 @@ def read_config(run_dir: Path) -> FitConfig:
     train["debias"] = DebiasConfig(**train.get("debias", {}))
     train["position"] = PositionConfig(**train.get("position", {}))
     raw["tasks"] = {name: TaskConfig(**task) for name, task in raw.get("tasks", {}).items()}
-    return FitConfig(
-        head=HeadConfig(**head),
-        train=TrainConfig(**train),
-        content=ContentConfig(**content),
-        trust=TrustConfig(**trust),
-        trainer=TrainerConfig(**raw.pop("trainer")),
-        reuse=ReuseConfig(**reuse),
-        **raw,
-    )
+    typed = {
+        "head": HeadConfig(**head),
+        "train": TrainConfig(**train),
+        "content": ContentConfig(**content),
+        "trust": TrustConfig(**trust),
+        "trainer": TrainerConfig(**raw.pop("trainer")),
+    }
+    return raw | typed
 
 
 def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -124,6 +124,37 @@ def test_a_report_can_be_written_again_and_from_a_single_run(
     assert "fingerprint" in json.loads((single / "metrics.json").read_text())
 
 
+def test_a_report_leaves_out_runs_of_other_settings_than_the_last_ladder(
+    ladder_config: LadderConfig,
+    fake_release: object,
+    embeddings_dir: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder = Path(shutil.copytree(embeddings_dir, tmp_path / "embeddings"))
+    config = dataclasses.replace(ladder_config, embeddings_dir=folder, rungs=("none", "raw"))
+    ladder(config, console=quiet())
+    head = dataclasses.replace(config.head, name="fm")
+    ladder(dataclasses.replace(config, head=head, rungs=("none",)), console=quiet())
+    train = dataclasses.replace(config.train, lr=0.01)
+    last = dataclasses.replace(config, seeds=(1,), train=train)
+    expected = ladder(last, console=quiet()).as_json()
+    again = ReportConfig(run_dir=config.out_dir, num_resamples=20)
+    assert report(again).as_json() == expected
+    assert expected["seeds"] == {"none": [1], "raw": [1]}
+    assert "4 runs of other settings or data than its config.yaml are left out" in caplog.text
+    assert "ladder/fm/none/seed-0, ladder/fm/none/seed-1" in caplog.text
+    moved = Path(shutil.move(config.out_dir, tmp_path / "moved"))
+    folder.rename(tmp_path / "gone")
+    again = ReportConfig(run_dir=moved, num_resamples=20)
+    assert report(again).as_json() == expected
+    assert "runs are told apart by their settings alone" in caplog.text
+    shutil.rmtree(moved / "ladder/deepfm/none/seed-1")
+    shutil.rmtree(moved / "ladder/deepfm/raw/seed-1")
+    with pytest.raises(FileNotFoundError, match="found 4 finished runs, none of which"):
+        report(again)
+
+
 def test_the_usual_rungs_leave_raw_out_for_a_release_on_ids_alone(
     ladder_config: LadderConfig, fake_release: object, embeddings_dir: Path, tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from finetune import run_folder
 from finetune.run_folder import fingerprint
-from finetune.settings import FitConfig
+from finetune.settings import FitConfig, LadderConfig
 from finetune.vocabulary import CategoricalField, Vocabulary
 
 LIMIT = 1 << 14
@@ -106,3 +106,18 @@ def test_a_config_read_again_has_the_fingerprint_of_the_run(fit_config: FitConfi
         )
         run_folder.write_config(config, config.out_dir)
         assert fingerprint(run_folder.read_config(config.out_dir)) == fingerprint(config)
+
+
+def test_a_ladder_read_again_is_the_same(fit_config: FitConfig) -> None:
+    shared = {
+        field.name: getattr(fit_config, field.name)
+        for field in dataclasses.fields(LadderConfig)
+        if hasattr(fit_config, field.name)
+    }
+    for changes in ({}, {"rungs": ("none", "raw"), "pretrain_metrics": Path("m.csv")}):
+        config = LadderConfig(**shared, seeds=(3, 4), num_resamples=10, **changes)
+        run_folder.write_config(config, config.out_dir)
+        assert run_folder.read_ladder_config(config.out_dir) == config
+    run_folder.write_config(fit_config, fit_config.out_dir)
+    assert run_folder.read_ladder_config(fit_config.out_dir) is None
+    assert run_folder.read_ladder_config(fit_config.out_dir / "none") is None
