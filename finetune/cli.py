@@ -80,7 +80,7 @@ def _run(command: str, settings: Any) -> None:  # noqa: ANN401 - one a command
 
         record = fit(settings)
         figures = {k: round(v, 4) for k, v in record["test"].items() if v == v}
-        console.print(f"{settings.rung}, seed {settings.seed}: test {figures}")
+        console.print(f"{settings.rung}, seed {settings.seed}: {settings.judged_on} {figures}")
         further = record.get("tasks", {}) | {k: record[k] for k in ("uplift",) if k in record}
         for name, of_task in further.items():
             console.print(f"{name}: { ({k: round(v, 4) for k, v in of_task.items()}) }")

@@ -69,13 +69,18 @@ class Comparison:
     differences: dict[str, dict[str, Interval]]
     """`rung-base` → metric → paired interval over users of the mean difference over seeds."""
     counts: dict[str, int]
-    """Impressions, clicks and users of the test split and its slices."""
+    """Impressions, clicks and users of the split and its slices."""
     best_reachable: dict[str, float | None]
     """Best AUC that any model could reach, where the data set knows it."""
     slices: list[str]
     """Slices that this data set has."""
     knock_outs: dict[str, dict[str, Spread]]
     """`rung without modality` → metric → what it loses, over seeds."""
+
+    @property
+    def judged_on(self) -> str:
+        """The split that the figures are of."""
+        return str(next(iter(self.runs.values()))[0].record["judged_on"])
 
     @property
     def rungs(self) -> list[str]:

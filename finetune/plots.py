@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from data_prep.figures import BLUE, GOLD, GREY, RUST, house_style, new_figure, svg
+from finetune.bootstrap import Interval
 from finetune.compare import Comparison
-from finetune.metrics import calibration_curve
+from finetune.metrics import Floats, calibration_curve
 
 COLOURS = {
     "none": GREY,
@@ -58,15 +59,20 @@ def ladder_figure(comparison: Comparison) -> str:
     """AUC of every rung on the whole split and on cold items, with intervals and seeds."""
     with house_style():
         figure, both = new_figure(9, 3.2, columns=2)
-        titles = {"auc": "whole test split", "auc_cold": "cold items"}
+        titles = {"auc": f"whole {comparison.judged_on} split", "auc_cold": "cold items"}
         for axes, (metric, title) in zip(both, titles.items(), strict=True):
             for place, rung in enumerate(comparison.rungs):
                 one = comparison.intervals[rung][metric]
                 if np.isnan(one.value):
                     continue
-                error = [[one.value - one.low], [one.high - one.value]]
                 axes.errorbar(
-                    place, one.value, yerr=error, fmt="o", color=colour(rung), ms=7, capsize=4
+                    place,
+                    one.value,
+                    yerr=_reach([one]),
+                    fmt="o",
+                    color=colour(rung),
+                    ms=7,
+                    capsize=4,
                 )
                 seeds = comparison.spreads[rung][metric].values
                 axes.plot(
@@ -92,6 +98,16 @@ def ladder_figure(comparison: Comparison) -> str:
         return svg(figure)
 
 
+def _reach(intervals: list[Interval]) -> Floats:
+    """How far intervals reach below and above their values [2, intervals].
+
+    A mean of values that are all one and the same may lie beside them by its rounding.
+    """
+    below = [one.value - one.low for one in intervals]
+    above = [one.high - one.value for one in intervals]
+    return np.maximum([below, above], 0.0)
+
+
 def slices_figure(comparison: Comparison) -> str:
     """AUC of every slice as bars with intervals."""
     names = {"auc": "all"}
@@ -106,11 +122,9 @@ def slices_figure(comparison: Comparison) -> str:
             places = np.arange(len(names)) + (index - (len(comparison.rungs) - 1) / 2) * width
             cells = [comparison.intervals[rung][name] for name in names]
             values = np.array([one.value for one in cells])
-            low = values - np.array([one.low for one in cells])
-            high = np.array([one.high for one in cells]) - values
             axes.bar(places, values - 0.5, width * 0.92, bottom=0.5, color=colour(rung),
                      label=rung)  # fmt: skip
-            axes.errorbar(places, values, yerr=[low, high], fmt="none", ecolor="#374151",
+            axes.errorbar(places, values, yerr=_reach(cells), fmt="none", ecolor="#374151",
                           elinewidth=0.9, capsize=2)  # fmt: skip
         counts = [comparison.counts["impressions" + name.removeprefix("auc")] for name in names]
         labels = [  # a word a line, so that many slices do not run into each other

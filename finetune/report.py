@@ -165,7 +165,7 @@ def _page(
     ]
     side_by_side = section(
         "Side by side",
-        f"Mean ± standard deviation over the seeds, on the {_split(comparison)} split.",
+        f"Mean ± standard deviation over the seeds, on the {comparison.judged_on} split.",
         _table(comparison),
         Html("<p>Differences with their 95 % intervals over users, paired.</p>"),
         _differences(comparison),
@@ -247,11 +247,6 @@ def _lost(spread: Spread) -> str:
     return "n/a" if np.isnan(spread.mean) else f"{spread.mean:+.4f} ± {spread.std:.4f}"
 
 
-def _split(comparison: Comparison) -> str:
-    """The split that the figures are of."""
-    return str(next(iter(comparison.runs.values()))[0].record["judged_on"])
-
-
 def _how(comparison: Comparison, dataset: Dataset, *, head: str) -> Html:
     """The table of how it was run."""
     runs = [run for members in comparison.runs.values() for run in members]
@@ -263,11 +258,11 @@ def _how(comparison: Comparison, dataset: Dataset, *, head: str) -> Html:
         "data set": f"{about['dataset']}, manifest sha256 {about['dataset_fingerprint'][:16]}",
         "validation from": _day(about["valid_start"]),
         "test from": _day(about["test_start"]),
-        f"{_split(comparison)} split": f"{counts['impressions']:,} impressions, "
+        f"{comparison.judged_on} split": f"{counts['impressions']:,} impressions, "
         f"{counts['clicks']:,} clicks, "
         f"{counts['users']:,} users ({counts['gauc_users_left_out']:,} with one class left out "
         "of GAUC)",
-        "judged on": _split(comparison),
+        "judged on": comparison.judged_on,
         "test opened": f"{max(run.record['test_opened'] for run in runs)} time a run, at its end",
         "chosen on": "validation AUC (epoch); nothing on test",
         "release": f"{release[:16]}, newest event {_day(newest)}" if release else "none",

@@ -2,9 +2,10 @@
 
 run/
   config.yaml          resolved settings
-  metrics.json         figures on test, counts, provenance; written last: with it a run is finished
+  metrics.json         figures on the split it is judged on, counts, provenance; written last: with
+                       it a run is finished
   history.csv          a row of figures an epoch
-  predictions.parquet  user_id, item_id, time, label, score of the test split; of further tasks
+  predictions.parquet  user_id, item_id, time, label, score of that split; of further tasks
                        label_NAME and score_NAME
   model.safetensors    weights of the best epoch, without frozen item vectors
   vocabulary.json      values of every field

@@ -5,7 +5,7 @@ import math
 from finetune.compare import Comparison
 
 _METRICS = {
-    "auc": "On the whole test split",
+    "auc": "On the whole {split} split",
     "auc_cold": "On cold items",
     "auc_tail": "On tail items",
     "auc_new_users": "For new users",
@@ -17,6 +17,7 @@ def verdict(comparison: Comparison) -> list[str]:
     sentences: list[str] = []
     if "aligned" in comparison.runs:
         for metric, where in _METRICS.items():
+            where = where.format(split=comparison.judged_on)
             sentences += _gain(comparison, metric, where=where)
         sentences += _above_aligned(comparison)
     if "noise" in comparison.runs:

@@ -41,7 +41,9 @@ def test_fit_runs_from_a_yaml_file(
     words: list[str], fake_release: FakeRelease, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*words, "--train.max_epochs", "1"]) == 0
-    assert "aligned, seed 0: test" in capsys.readouterr().out
+    assert "aligned, seed 0: test {" in capsys.readouterr().out
+    assert main([*words, "--train.max_epochs", "1", "--judged_on", "valid"]) == 0
+    assert "aligned, seed 0: valid {" in capsys.readouterr().out
 
 
 def test_a_model_that_diverges_ends_with_a_code_of_its_own(

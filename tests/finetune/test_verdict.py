@@ -12,9 +12,15 @@ COMPARED = ("auc", "auc_cold", "auc_tail", "auc_new_users")
 
 
 def comparison(
-    gain: Interval, *, noise: float = 0.0, seeds: int = 3, std: float = 0.001, late: bool = False
+    gain: Interval,
+    *,
+    noise: float = 0.0,
+    seeds: int = 3,
+    std: float = 0.001,
+    late: bool = False,
+    split: str = "test",
 ) -> Comparison:
-    run = SimpleNamespace(record={"provenance": {"look_ahead": late}})
+    run = SimpleNamespace(record={"provenance": {"look_ahead": late}, "judged_on": split})
     rungs = ("none", "noise", "raw", "aligned")
     spread = Spread([0.6 - std, 0.6, 0.6 + std][:seeds])
     change = Interval(noise, noise - 0.001, noise + 0.001)
@@ -43,6 +49,13 @@ def test_a_clear_gain_is_told_with_its_interval_and_spread() -> None:
     assert "On cold items, aligned content gains 0.050 AUC" in found
     assert "+0.040 to +0.060" in found
     assert "outside the spread of 3 seeds (0.001)" in found
+
+
+def test_the_split_that_was_judged_is_named() -> None:
+    assert text().startswith("On the whole test split, aligned content gains")
+    found = text(split="valid")
+    assert found.startswith("On the whole valid split, aligned content gains")
+    assert "test" not in found
 
 
 def test_a_loss_is_called_a_loss() -> None:
