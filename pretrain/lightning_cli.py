@@ -10,6 +10,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import yaml
+from jsonargparse import Namespace
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
@@ -33,8 +35,13 @@ class SaveConfig(SaveConfigCallback):
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Replace that of the life before."""
-        text = without_credentials(self.parser.dump(self.config, skip_none=False))
+        text = settings_text(self.parser, self.config)
         replace_file(Path(trainer.default_root_dir) / self.config_filename, text.encode())
+
+
+def settings_text(parser: LightningArgumentParser, config: Namespace) -> str:
+    """Every setting as config.yaml of a run holds it."""
+    return without_credentials(parser.dump(config, skip_none=False))
 
 
 class PretrainCLI(LightningCLI):
@@ -66,6 +73,11 @@ class PretrainCLI(LightningCLI):
         """The section `run`."""
         config: RunConfig = self._get(self.config_init, "run")
         return config
+
+    def settings(self) -> dict[str, Any]:
+        """Every setting, as config.yaml of the run will hold it."""
+        found: dict[str, Any] = yaml.safe_load(settings_text(self.parser, self.config))
+        return found
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the section `run`."""

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from data_prep.dataset import open_dataset
-from pretrain.changed_settings import changed_settings
+from pretrain.changed_settings import UNKNOWN, all_settings, changed_settings
 from pretrain.cli import main, parse_run
 from pretrain.health import effective_rank
 from pretrain.item_map import principal_directions
@@ -141,6 +141,22 @@ def test_settings_that_differ_are_named_with_their_defaults(run_dir: Path) -> No
     for untouched in ("model.optim.weight_decay", "seed_everything", "run.project",
                       "trainer.num_sanity_val_steps", "model.encoders.temperature"):  # fmt: skip
         assert untouched not in changed
+
+
+def test_every_setting_of_this_version_is_known(tmp_path: Path) -> None:
+    """Also those below a mapping that is empty by default, or a class."""
+    words = f"""--config configs/toy/pretrain.yaml --config configs/zero2.yaml --run.wandb off
+    --run.dir {tmp_path} --model.loss.matryoshka {{"16":0.5}} --model.loss.collaborative_weight 1
+    --model.reuse.collaborative.path v --model.reuse.collaborative.newest_event 0"""
+    config = parse_run(words.split(), command="fit").settings()
+    settings = all_settings(config)
+    assert [name for name, one in settings.items() if one.default == UNKNOWN] == []
+    leaves = ("model.reuse.warm_start", "model.reuse.collaborative.column", "run.watch.nonfinite",
+              "model.encoders.towers.image.fit", "data.config.pairs.recent")  # fmt: skip
+    assert set(leaves) < set(settings)
+    changed = {one.name: (one.value, one.default) for one in changed_settings(config)}
+    assert changed["model.loss.matryoshka"] == ('{"16": 0.5}', "{}")
+    assert not any(name.startswith("model.reuse.warm_start") for name in changed)
 
 
 def test_a_setting_that_is_gone_and_a_strategy_are_shown() -> None:
