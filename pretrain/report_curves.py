@@ -13,7 +13,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, StrMethodFormatter
 
 from data_prep.figures import BLUE, GOLD, GREY, RUST, house_style, svg
 from data_prep.html_page import Html, figure, section
@@ -23,6 +23,8 @@ _MOST_POINTS = 300
 """Points of a drawn curve; of more, neighbours are averaged."""
 _LOG_FROM = 20
 """A log axis is for values that span at least this factor; on a shorter one it says little."""
+_COLUMNS = 3
+"""Panels side by side."""
 _SLICES = {"all": "#1f2937", "warm": BLUE, "cold": RUST}
 
 
@@ -82,7 +84,8 @@ GROUPS = (
         (
             Panel("samples a second", r"speed/samples_per_s()"),
             Panel("seconds a step", r"speed/step_s()"),
-            Panel("share of the time, and of the peak", r"speed/(data_wait_share|mfu)"),
+            Panel("share of time that waits for data", r"speed/data_wait_share()"),
+            Panel("MFU, share of the peak", r"speed/mfu()"),
             Panel("memory, GB", r"memory/(.*)_gb"),
         ),
     ),
@@ -116,7 +119,7 @@ def curve_sections(curves: Mapping[str, Curve]) -> list[Html]:
             if any(_says_something(curve, panel) for _, curve in lines.values()):
                 drawn.append((panel, dict(lines.values())))
         if drawn:
-            sections.append(section(group.title, group.text, figure(_grid(drawn))))
+            sections.append(section(group.title, group.text, _figure(drawn)))
     counts = ("val/queries", "val/queries_warm", "val/queries_cold")
     rest = {
         name: curve
@@ -128,7 +131,7 @@ def curve_sections(curves: Mapping[str, Curve]) -> list[Html]:
     if rest:
         panels = [(Panel(name, name), {"": curve}) for name, curve in rest.items()]
         text = "What else the run logged and was not constant."
-        sections.append(section("Other curves", text, figure(_grid(panels))))
+        sections.append(section("Other curves", text, _figure(panels)))
     return sections
 
 
@@ -158,16 +161,22 @@ def _says_something(curve: Curve, panel: Panel) -> bool:
     return "weight" not in panel.title or float(np.ptp(curve.values_P)) > 0
 
 
-def _grid(panels: list[tuple[Panel, dict[str, Curve]]], *, columns: int = 3) -> str:
-    rows = -(-len(panels) // columns)
+def grid(panels: list[tuple[Panel, dict[str, Curve]]]) -> Figure:
+    """The panels side by side, each with its curves by label; drawn inside the house style."""
+    rows = -(-len(panels) // _COLUMNS)
+    drawing = Figure(figsize=(9.6, 2.6 * rows), layout="constrained")
+    drawing.get_layout_engine().set(h_pad=0.09)  # type: ignore[union-attr, call-arg]
+    places = drawing.subplots(rows, _COLUMNS, squeeze=False).flatten()
+    for axes, (panel, lines) in zip(places, panels, strict=False):
+        _draw(axes, panel, lines)
+    for axes in places[len(panels) :]:
+        axes.remove()
+    return drawing
+
+
+def _figure(panels: list[tuple[Panel, dict[str, Curve]]]) -> Html:
     with house_style():
-        drawing = Figure(figsize=(9.6, 2.4 * rows), layout="constrained")
-        grid = drawing.subplots(rows, columns, squeeze=False).flatten()
-        for axes, (panel, lines) in zip(grid, panels, strict=False):
-            _draw(axes, panel, lines)
-        for axes in grid[len(panels) :]:
-            axes.set_visible(False)
-        return svg(drawing)
+        return figure(svg(grid(panels)))
 
 
 def _draw(axes: Axes, panel: Panel, lines: Mapping[str, Curve]) -> None:
@@ -184,11 +193,17 @@ def _draw(axes: Axes, panel: Panel, lines: Mapping[str, Curve]) -> None:
     low, high = (f([f(curve.values_P) for curve in lines.values()]) for f in (np.min, np.max))
     if panel.log and low > 0 and high > _LOG_FROM * low:
         axes.set_yscale("log")
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
+        axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    else:
+        axes.ticklabel_format(axis="y", useOffset=False)  # which would stand on the title
     label = next(iter(lines))
     axes.set_title(
         panel.title if len(lines) > 1 or label in ("", "all") else f"{panel.title}: {label}"
     )
+    axes.set_xlabel("step", fontsize=8, labelpad=1)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    axes.tick_params(labelsize=7.5)
+    axes.tick_params(which="both", labelsize=7.5)
     if len(lines) > 1:
         axes.legend(frameon=False, fontsize=7, handlelength=1.2)

@@ -15,12 +15,13 @@ import torch
 import yaml
 
 from data_prep.dataset import open_dataset
+from data_prep.figures import house_style
 from pretrain.changed_settings import UNKNOWN, all_settings, changed_settings
 from pretrain.cli import main, parse_run
 from pretrain.health import effective_rank
 from pretrain.item_map import principal_directions
 from pretrain.report import report
-from pretrain.report_curves import Panel, matching, thinned
+from pretrain.report_curves import GROUPS, Panel, grid, matching, thinned
 from pretrain.report_systems import verdict
 from pretrain.run_curves import Curve, read_curves
 from pretrain.system_figures import read_protocols
@@ -345,6 +346,38 @@ def test_a_panel_labels_its_curves_by_what_differs() -> None:
     assert {name: label for name, (label, _) in found.items()} == {
         "train/loss": "together", "train/user_item_loss": "user item"
     }  # fmt: skip
+
+
+LOGGED = """
+train/loss train/user_item_loss train/image_text_loss train/behaviour_weight train/scale
+train/content_scale train/negatives train/image_text_negatives train/gate_image train/gate_balance
+train/gradient_norm lr-AdamW/pg1 speed/samples_per_s speed/step_s speed/data_wait_share speed/mfu
+memory/rss_gb memory/device_gb health/gate_image health/knock_out_image health/gradient_image
+health/gap_image_text health/alignment_image_text health/uniformity_image health/effective_rank
+val/recall@20 val/recall@50 val/ndcg@20
+""".split()
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_every_panel_has_its_axis_named_and_a_title_within_its_column(alone: bool) -> None:
+    """Also where a run logged one curve of a panel alone, whose label joins the title."""
+    curve = Curve(np.arange(3.0), 1e-4 + np.array([0.0, 1e-9, 2e-9]))
+    curves = dict.fromkeys(LOGGED, curve)
+    panels = [panel for group in GROUPS for panel in group.panels]
+    lines = [dict(matching(panel, curves).values()) for panel in panels]
+    drawn = [
+        (panel, dict(list(found.items())[: 1 if alone else None]))
+        for panel, found in zip(panels, lines, strict=True)
+    ]
+    assert all(found for _, found in drawn)
+    with house_style():
+        drawing = grid(drawn)
+        drawing.draw_without_rendering()
+        wide = drawing.bbox.width / 3
+        for axes in drawing.axes:
+            assert axes.get_xlabel() == "step"
+            assert axes.title.get_window_extent().width < wide, axes.get_title()
+            assert not axes.yaxis.get_offset_text().get_text(), axes.get_title()
 
 
 def test_a_long_curve_is_drawn_by_means() -> None:
