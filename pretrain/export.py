@@ -108,7 +108,7 @@ def export(run_dir: Path, out_dir: Path, *, dataset_dir: Path, checkpoint: str =
     """Write a released checkpoint from a run folder.
 
     Args:
-        run_dir: folder of `python -m pretrain fit` (its trainer.default_root_dir).
+        run_dir: folder of `python -m pretrain fit` (its run.dir).
         out_dir: the release, made or replaced file by file, config.json last.
         dataset_dir: dataset folder that was trained on, for its id map.
         checkpoint: `best` by validation, or `last`.

@@ -34,7 +34,7 @@ def report(
     Each of the first three inputs adds its sections; at least one of them must be given.
 
     Args:
-        run_dir: folder of `python -m pretrain fit`: curves, settings, warnings.
+        run_dir: folder of `python -m pretrain fit` (its run.dir): curves, settings, warnings.
         metrics: JSON files of `python -m pretrain evaluate`: ours and baselines, also of several
             seeds, whose systems are then told apart by the files' paths.
         embeddings_dir: folder of `python -m pretrain embed`: the map and the spectrum.
