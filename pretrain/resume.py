@@ -39,7 +39,8 @@ def go_on_after_batch(loops: dict[str, Any]) -> int:
     """Bring the state of Lightning's loops, saved at a batch end, to where the next batch begins.
 
     Lightning counts a batch as completed only after its hooks, and takes a checkpoint of an epoch's
-    last batch for one in the middle of the epoch, whose first batch it would train on again.
+    last batch for one in the middle of the epoch, whose first batch it would train on again. A run
+    that max_steps or max_time ended has counted its last epoch as a whole one.
 
     Args:
         loops: the checkpoint's `loops/fit_loop`, changed in place.
@@ -51,6 +52,8 @@ def go_on_after_batch(loops: dict[str, Any]) -> int:
     for counts in batches["current"], batches["total"]:
         counts["completed"] = counts["processed"]
     if not batches["is_last_batch"]:
+        for counts in epochs["current"], epochs["total"]:
+            counts["processed"] = counts["completed"] = counts["ready"] - 1
         return int(batches["current"]["completed"])
     for counts in epochs["current"], epochs["total"]:
         counts["processed"] = counts["completed"] = counts["ready"]

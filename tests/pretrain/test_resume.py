@@ -212,6 +212,16 @@ def test_steps_may_be_what_limits_a_run(runs: Runs, at: int) -> None:
     runs.assert_equal(f"steps-{at}", f"steps_stopped-{at}")
 
 
+def test_a_run_that_its_steps_ended_goes_on_in_the_middle_of_the_epoch(
+    runs: Runs, whole: Seen
+) -> None:
+    """With more steps; the learning rate is another, the samples are the same."""
+    first = runs.fit("longer", "--trainer.max_steps", "15")
+    second = runs.fit("longer")
+    assert first.batches + second.batches == whole.batches
+    assert (runs.folder / "longer" / "DONE").read_text() == "step 22\n"
+
+
 def test_validations_within_an_epoch_run_once_each(runs: Runs) -> None:
     words = ("--trainer.val_check_interval", "3")
     whole = runs.fit("often", *words)
