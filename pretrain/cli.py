@@ -15,6 +15,8 @@ from data_prep.exit_codes import MEANINGS, NOT_FINITE, STOPPED, SUPERSEDED, USER
 if TYPE_CHECKING:
     from pretrain.lightning_cli import PretrainCLI
 
+log = logging.getLogger(__name__)
+
 COMMANDS = {
     "fit": "train both encoders; under torchrun or srun on many processes",
     "check_ranks": "do all processes reach each other, on devices that compute; before a long fit",
@@ -71,16 +73,22 @@ def parse_run(args: list[str], *, command: str) -> PretrainCLI:
 def fit(args: list[str]) -> None:
     """Train, from the newest checkpoint of the run folder that is whole, where there is one."""
     cli = parse_run(args, command="fit")
-    from pretrain.export import check_same_run
     from pretrain.life import Superseded
     from pretrain.nonfinite import NotFiniteError
-    from pretrain.stop import was_stopped
+    from pretrain.same_run import check_same_data, check_same_settings
+    from pretrain.stop import finished, was_stopped
 
-    # Whatever is wrong with the data is said here, before any process group starts.
-    cli.model.prepare(cli.datamodule)
-    checkpoints = cli.run_config.resume_from()
+    # Whatever is wrong with settings or data is said here, before any process group starts.
+    run_dir, checkpoints = cli.run_config.dir, cli.run_config.resume_from()
     if checkpoints is not None:
-        check_same_run(cli.run_config.dir, cli.model.encoders, dataset=cli.datamodule.dataset)
+        check_same_settings(run_dir, cli.settings())
+    reused = cli.model.prepare(cli.datamodule)
+    if checkpoints is not None:
+        check_same_data(run_dir, cli.datamodule.dataset, reused)
+        if said := finished(cli.trainer, checkpoints):
+            if cli.trainer.is_global_zero:
+                log.info("%s: %s", run_dir, said)
+            return
     try:
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoints)
     except (NotFiniteError, Superseded) as error:

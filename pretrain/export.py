@@ -63,27 +63,6 @@ def describe_run(
     )
 
 
-def check_same_run(run_dir: Path, model: ModelConfig, *, dataset: Dataset) -> None:
-    """Refuse to go on from the checkpoint of a run of another architecture or dataset.
-
-    Raises:
-        ValueError: `run_dir` holds such a run.
-    """
-    run_file = run_dir / RUN_FILE
-    if not run_file.is_file():
-        return
-    found = ReleaseConfig.from_json(run_file.read_text(), source=run_file)
-    for what, theirs, ours in (
-        ("model.encoders", found.model, model),
-        ("dataset", found.dataset_fingerprint, file_sha256(dataset.dir / MANIFEST_FILE)),
-    ):
-        if theirs != ours:
-            raise ValueError(
-                f"{run_dir}: holds checkpoints of a run with {what} {theirs}, found {ours}; choose "
-                "another run.dir, or delete this one to start anew"
-            )
-
-
 def read_weights(checkpoint: Path) -> dict[str, Tensor]:
     """Weights of a training checkpoint of one's own, a folder `step-N`."""
     if (checkpoint / ZERO_FOLDER).is_dir():

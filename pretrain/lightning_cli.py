@@ -21,6 +21,8 @@ from pretrain.data import PretrainData
 from pretrain.module import PretrainModule
 from pretrain.run import RunConfig
 
+CONFIG_FILE = "config.yaml"
+"""Every setting of a run, in its folder."""
 SEED = 0
 """Of everything random, where no other is set."""
 TRAINER_DEFAULTS = {
@@ -62,7 +64,7 @@ class PretrainCLI(LightningCLI):
             run=False,
             seed_everything_default=SEED,
             save_config_callback=SaveConfig,
-            save_config_kwargs={"save_to_log_dir": False},
+            save_config_kwargs={"save_to_log_dir": False, "config_filename": CONFIG_FILE},
             auto_configure_optimizers=False,
             parser_kwargs={"prog": f"python -m pretrain {command}", "allow_abbrev": False},
             trainer_defaults={**launched_processes(), **TRAINER_DEFAULTS},

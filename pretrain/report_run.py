@@ -18,13 +18,12 @@ from data_prep.html_page import Html, section, table
 from data_prep.records import MANIFEST_FILE
 from pretrain.changed_settings import changed_settings
 from pretrain.export import RUN_FILE
+from pretrain.lightning_cli import CONFIG_FILE
 from pretrain.release import file_sha256
 from pretrain.release_config import RELEASE_FORMAT
 from pretrain.run_curves import Curve, read_curves
 from pretrain.run_log import EVENTS_FILE, read_events
 from pretrain.run_record import LIVES_FILE, WARNINGS_FILE, read_lives
-
-CONFIG_FILE = "config.yaml"
 
 
 @dataclass(frozen=True)

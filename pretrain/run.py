@@ -6,12 +6,12 @@ import logging
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import LearningRateMonitor, RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
-from pytorch_lightning.utilities import rank_zero_only
 
 from data_prep.credentials import hide_credentials
 from pretrain.checkpoint_choice import has_checkpoints
@@ -28,6 +28,16 @@ log = logging.getLogger(__name__)
 
 class Curves(CSVLogger):
     """metrics.csv; rows that a full disk does not take are kept for the next time."""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:  # noqa: ANN401 - Lightning's own
+        """What writes; an earlier life's metrics.csv, which it would delete, is put aside."""
+        path = Path(self.log_dir) / "metrics.csv"
+        if self._experiment is None and path.exists():
+            number = len(list(path.parent.glob("metrics-*.csv"))) + 1
+            path.rename(path.with_name(f"metrics-{number}.csv"))
+        return super().experiment
 
     def save(self) -> None:
         """Write what is new."""
@@ -77,8 +87,6 @@ class RunConfig:
 
     def loggers(self) -> list[Logger]:
         """metrics.csv, and Weights & Biases."""
-        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            self._keep_earlier_curves()
         loggers: list[Logger] = [Curves(self.dir, name="", version="")]
         if self.wandb != "off":
             self.dir.mkdir(parents=True, exist_ok=True)  # else wandb writes to a temporary folder
@@ -92,12 +100,6 @@ class RunConfig:
                 )
             )
         return loggers
-
-    def _keep_earlier_curves(self) -> None:
-        """Put an earlier life's metrics.csv aside; the logger would delete it."""
-        if (self.dir / "metrics.csv").exists():
-            number = len(list(self.dir.glob("metrics-*.csv"))) + 1
-            (self.dir / "metrics.csv").rename(self.dir / f"metrics-{number}.csv")
 
     def callbacks(self) -> list[Callback]:
         """Checkpoints, orderly stop, learning rate, progress bar."""

@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 
 from pretrain import stop_flag
+from pretrain.checkpoint_files import DamagedCheckpoint, read_manifest, step_folders
 from pretrain.checkpoints import Checkpoints
 from pretrain.collectives import sum_over_ranks
 
@@ -83,3 +84,28 @@ def was_stopped(trainer: pl.Trainer) -> bool:
     """Whether a run ended because it was asked to, with all saved."""
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return any(isinstance(one, StopOnSignal) and one.stopped for one in callbacks)
+
+
+def finished(trainer: pl.Trainer, checkpoints: Path) -> str | None:
+    """Says that the run in the trainer's folder has ended and there is nothing to go on with.
+
+    None where it has not, or where the trainer is to go on for longer.
+    """
+    newest = next(iter(step_folders(checkpoints)), None)
+    if newest is None or not (Path(trainer.default_root_dir) / "DONE").is_file():
+        return None
+    try:
+        manifest = read_manifest(newest)
+    except DamagedCheckpoint:  # the run goes on from the one before
+        return None
+    epochs = manifest.epoch + manifest.epoch_done
+    for name, limit, done in (
+        ("max_steps", trainer.max_steps, manifest.step),
+        ("max_epochs", trainer.max_epochs, epochs),
+    ):
+        if limit is not None and 0 <= limit <= done:
+            return (
+                f"already finished at step {manifest.step} (trainer.{name} {limit}), nothing is "
+                f"trained; raise trainer.{name}, or choose another run.dir"
+            )
+    return None
