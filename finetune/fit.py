@@ -37,6 +37,7 @@ from finetune.slices import slice_columns, slice_masks
 from finetune.tasks import as_json, check_task_classes, learn_tasks
 from finetune.trust_record import trust_record
 from finetune.warm_start import grown_vocabulary, older_vocabulary
+from pretrain import third_party_noise
 from pretrain.look_ahead import looks_ahead
 
 logger = logging.getLogger(__name__)
@@ -286,11 +287,5 @@ def _write(
 def quiet_lightning() -> None:
     """Twelve runs in a ladder need not say twelve times that there is no GPU."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    hints = (
-        ".*does not have many workers.*",
-        ".*number of training batches.*",
-        ".*srun. command is available.*",
-        ".*LeafSpec.*",
-    )
-    for message in hints:
-        warnings.filterwarnings("ignore", message)
+    warnings.filterwarnings("ignore", ".*number of training batches.*")
+    third_party_noise.silence()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from data_prep.credentials import without_credentials
 from data_prep.records import replace_file
+from pretrain import third_party_noise
 from pretrain.data import PretrainData
 from pretrain.module import PretrainModule
 from pretrain.run import RunConfig
@@ -50,12 +49,7 @@ class PretrainCLI(LightningCLI):
     """Adds the section `run` and fits the trainer to it and to the launcher."""
 
     def __init__(self, args: list[str], *, command: str) -> None:
-        # DeepSpeed still calls collectives by names that torch 2.14 is about to rename.
-        warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-        warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # as intended
-        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")  # it is
-        advice = logging.getLogger("pytorch_lightning.utilities.rank_zero")
-        advice.addFilter(lambda record: "Tip:" not in record.getMessage())
+        third_party_noise.silence()
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
         super().__init__(
             PretrainModule,

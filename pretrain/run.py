@@ -57,7 +57,8 @@ class RunConfig:
     on from the newest that is whole."""
 
     wandb: Literal["off", "offline", "online"] = "offline"
-    """Weights & Biases: `offline` writes into the run folder, `wandb sync` uploads it later."""
+    """Weights & Biases: `offline` writes into the run folder without a word, and `wandb sync
+    RUN_DIR/wandb/offline-run-*` uploads it later; `off` writes nothing."""
 
     project: str = "triptych"
     """Weights & Biases project."""
@@ -90,15 +91,18 @@ class RunConfig:
         loggers: list[Logger] = [Curves(self.dir, name="", version="")]
         if self.wandb != "off":
             self.dir.mkdir(parents=True, exist_ok=True)  # else wandb writes to a temporary folder
-            loggers.append(
-                WandbLogger(
-                    project=self.project,
-                    save_dir=self.dir,
-                    offline=self.wandb == "offline",
-                    # Beside the GPU's name, wandb keeps the command line, with all that is in it.
-                    settings={"x_disable_meta": hide_credentials(sys.argv) != sys.argv},
-                )
+            # Beside the GPU's name, wandb keeps the command line, with all that is in it.
+            settings: dict[str, Any] = {"x_disable_meta": hide_credentials(sys.argv) != sys.argv}
+            if self.wandb == "offline":
+                settings["silent"] = True  # it has nothing to say but how to upload
+            wandb = WandbLogger(
+                project=self.project,
+                save_dir=self.dir,
+                offline=self.wandb == "offline",
+                settings=settings,
             )
+            wandb._wandb_init.pop("anonymous", None)  # Lightning's, of which wandb only warns
+            loggers.append(wandb)
         return loggers
 
     def callbacks(self) -> list[Callback]:
