@@ -29,6 +29,12 @@ TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # the data knows which rank reads what
 }
 """Where ours are not Lightning's."""
+RUN_SETS = {
+    "default_root_dir": "run.dir",
+    "logger": "run.wandb",
+    "enable_progress_bar": "run.progress_bar",
+}
+"""Settings of the trainer → what sets them."""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -82,6 +88,9 @@ class PretrainCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:  # noqa: ANN401 - Lightning's own
         """A trainer whose folder, loggers and callbacks are the run's."""
         run = self.run_config
+        for name, ours in RUN_SETS.items():
+            if (found := self._get(self.config_init, f"trainer.{name}")) is not None:
+                raise ValueError(f"trainer.{name}: found {found}, expected null; set {ours}")
         if SLURMEnvironment.detect():
             # Lightning's own requeue saves inside the signal handler, and hung in 4 of 8 trials.
             plugins = self._get(self.config_init, "trainer.plugins") or []

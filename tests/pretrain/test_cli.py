@@ -38,6 +38,22 @@ def test_a_bad_value_names_the_setting(
     assert "id_dropout in [0, 1]" in found
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "ours"),
+    [
+        ("default_root_dir", "elsewhere", "run.dir"),
+        ("logger", "false", "run.wandb"),
+        ("enable_progress_bar", "false", "run.progress_bar"),
+    ],
+)
+def test_a_setting_of_the_trainer_that_the_run_sets(
+    words: list[str], name: str, value: str, ours: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = error_of([*words, f"--trainer.{name}", value], capsys)
+    given = "False" if value == "false" else value
+    assert f"trainer.{name}: found {given}, expected null; set {ours}" in found
+
+
 def test_a_dataset_without_its_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "half").mkdir()
     words = ["--run.dir", str(tmp_path / "run"), "--data.config.dataset_dir"]
