@@ -95,17 +95,29 @@ def test_other_settings_of_what_is_learnt_are_one_error_and_change_nothing(
     assert contents(run_dir) == before
 
 
-def test_another_dataset_is_an_error(
-    fit: Fit, run_dir: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"dataset_fingerprint": "of another"}, "on another dataset (toy, manifest of another"),
+        ({"reused": {"teacher": {"newest_event": 1}}},
+         'another model.reuse.teacher: {"newest_event": 1} -> null; set it back'),
+    ],
+)  # fmt: skip
+def test_other_data_and_other_releases_are_an_error(
+    fit: Fit,
+    run_dir: Path,
+    entry: dict[str, object],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     about = run_dir / "run.json"
     text = about.read_text()
     try:
-        about.write_text(signed(json.loads(text) | {"dataset_fingerprint": "of another"}))
+        about.write_text(signed(json.loads(text) | entry))
         error = refusal(fit, "--run.dir", str(run_dir), capsys=capsys)
     finally:
         about.write_text(text)
-    assert "a run on another dataset (toy, manifest of another" in error
+    assert said in error
 
 
 def test_a_longer_run_goes_on_and_its_changes_are_logged(
