@@ -48,8 +48,10 @@ class Spread:
 
     @property
     def text(self) -> str:
-        """As a table shows it."""
-        return "n/a" if np.isnan(self.mean) else f"{self.mean:.4f} ± {self.std:.4f}"
+        """As a table shows it; one seed has no spread."""
+        if np.isnan(self.mean):
+            return "n/a"
+        return f"{self.mean:.4f}" + (f" ± {self.std:.4f}" if len(self.values) > 1 else "")
 
     def as_json(self) -> dict[str, Any]:
         """As metrics.json holds it."""

@@ -16,7 +16,7 @@ from finetune import plots, run_folder
 from finetune.compare import Comparison, Spread, compare
 from finetune.embeddings import Embeddings
 from finetune.ladder import run_configs
-from finetune.report_tasks import tasks_section
+from finetune.report_tasks import places_section, tasks_section
 from finetune.run_folder import Run
 from finetune.rungs import parse_rung
 from finetune.settings import LadderConfig, ReportConfig
@@ -167,18 +167,21 @@ def _page(
         "Side by side",
         f"Mean ± standard deviation over the seeds, on the {comparison.judged_on} split.",
         _table(comparison),
-        Html("<p>Differences with their 95 % intervals over users, paired.</p>"),
-        _differences(comparison),
+        *_differences(comparison),
     )
     how = section(
         "How it was run", "What the figures rest on.", _how(comparison, dataset, head=head)
     )
+    alone = comparison.rungs[0] if len(comparison.runs) == 1 else None
     return page(
-        title=f"{dataset.manifest.name}: does pre-training help?",
-        lead=sentences or ["There is nothing to compare the rungs with."],
+        title=f"{dataset.manifest.name}: {alone}, {head}"
+        if alone
+        else f"{dataset.manifest.name}: does pre-training help?",
+        lead=sentences or ["There is no other rung to compare with."],
         sections=[
             side_by_side,
             *tasks_section(comparison),
+            *places_section(comparison),
             *drawings,
             *_blind(comparison),
             *trust_sections(trust_summary(comparison)),
@@ -217,14 +220,17 @@ def _rung_cell(rung: str) -> Html:
     return Html(f"{dot}{rung}<small>{parse_rung(rung).text}</small>")
 
 
-def _differences(comparison: Comparison) -> Html:
+def _differences(comparison: Comparison) -> list[Html]:
+    if not comparison.differences:
+        return []
     names = {"auc": "AUC", "auc_cold": "AUC cold", "auc_tail": "AUC tail", "auc_head": "AUC head",
              "gauc": "GAUC"}  # fmt: skip
     rows = [
         [pair.replace("-", " minus "), *(metrics[name].text for name in names)]
         for pair, metrics in comparison.differences.items()
     ]
-    return table(["difference", *names.values()], rows)
+    lead = Html("<p>Differences with their 95 % intervals over users, paired.</p>")
+    return [lead, table(["difference", *names.values()], rows)]
 
 
 def _blind(comparison: Comparison) -> list[Html]:
@@ -244,7 +250,7 @@ def _blind(comparison: Comparison) -> list[Html]:
 
 
 def _lost(spread: Spread) -> str:
-    return "n/a" if np.isnan(spread.mean) else f"{spread.mean:+.4f} ± {spread.std:.4f}"
+    return spread.text if np.isnan(spread.mean) or spread.mean < 0 else f"+{spread.text}"
 
 
 def _how(comparison: Comparison, dataset: Dataset, *, head: str) -> Html:
@@ -275,6 +281,12 @@ def _how(comparison: Comparison, dataset: Dataset, *, head: str) -> Html:
     }
     if release is None:
         rows["look-ahead"] = "no release was used"
+    if weights := runs[0].record.get("debias"):
+        rows["inverse propensities"] = (
+            f"{weights['effective_rows']:,.0f} effective rows of "
+            f"{runs[0].record['train_impressions']:,}; {weights['clipped_share']:.1%} of the "
+            f"impressions at the cap, {weights['largest_share']:.2%} of all weight on one"
+        )
     return table([], list(rows.items()), kind="how")
 
 

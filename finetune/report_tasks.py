@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from data_prep.html_page import Html, section, table
 from finetune.compare import Comparison, Spread
 from finetune.run_folder import Run
@@ -36,6 +38,32 @@ def tasks_section(comparison: Comparison) -> list[Html]:
         )
         parts.append(_uplift(comparison))
     return [section("Every task", text, *(part for part in parts if part))]
+
+
+def places_section(comparison: Comparison) -> list[Html]:
+    """What place towers learnt of every place; nothing where there are none."""
+    runs = next(iter(comparison.runs.values()))
+    places = runs[0].record.get("places")
+    if not places:
+        return []
+    is_seen = places["mode"] == "seen"
+    text = (
+        "The part of the click that training gave to the place, which is gone when the model "
+        "serves; mean over the seeds. "
+        + ("The chance that the place is seen." if is_seen else "Log odds of a click there.")
+        + " Values that hardly differ were not learnt: raise train.position.lr or train longer."
+    )
+    columns = {
+        f"{task}, {rung}": np.mean([run.record["places"][task] for run in members], axis=0)
+        for rung, members in comparison.runs.items()
+        for task in places
+        if task != "mode"
+    }
+    rows = [
+        [str(place), *(f"{values_P[place]:.3f}" for values_P in columns.values())]
+        for place in range(len(next(iter(columns.values()))))
+    ]
+    return [section("Places", text, table(["place", *columns], rows))]
 
 
 def _table(comparison: Comparison, tasks: Sequence[str], *, names: dict[str, str]) -> Html:

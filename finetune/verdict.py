@@ -4,6 +4,7 @@ import math
 
 from finetune.compare import Comparison
 
+_CONTROLS = ("none", "noise", "scratch")
 _METRICS = {
     "auc": "On the whole {split} split",
     "auc_cold": "On cold items",
@@ -15,13 +16,17 @@ _METRICS = {
 def verdict(comparison: Comparison) -> list[str]:
     """One sentence a question: whole split, cold and tail items, new users, noise, spread."""
     sentences: list[str] = []
-    if "aligned" in comparison.runs:
+    rung = _subject(comparison)
+    if rung is not None:
         for metric, where in _METRICS.items():
             where = where.format(split=comparison.judged_on)
-            sentences += _gain(comparison, metric, where=where)
+            sentences += _gain(comparison, rung, metric=metric, where=where)
+        sentences += _rates(comparison, rung)
         sentences += _above_aligned(comparison)
-    if "noise" in comparison.runs:
+    if "noise-none" in comparison.differences:
         sentences.append(_noise(comparison))
+    if len(comparison.runs) == 1:
+        return sentences
     fewest = min(len(runs) for runs in comparison.runs.values())
     if fewest < 3:
         sentences.append(
@@ -56,26 +61,52 @@ def is_clear(comparison: Comparison, rung: str, base: str, *, metric: str) -> bo
     return difference.excludes_zero and abs(difference.value) > spread
 
 
-def _gain(comparison: Comparison, metric: str, *, where: str) -> list[str]:
-    """How aligned content compares with ids alone and with raw content."""
-    difference = comparison.differences["aligned-none"][metric]
+def _subject(comparison: Comparison) -> str | None:
+    """The rung that is spoken of: aligned content, without it the highest that has content."""
+    with_content = [
+        rung
+        for rung in comparison.runs
+        if f"{rung}-none" in comparison.differences and rung not in _CONTROLS
+    ]
+    if not with_content:
+        return None
+    return "aligned" if "aligned" in with_content else with_content[-1]
+
+
+def _rates(comparison: Comparison, rung: str) -> list[str]:
+    """Whether a rung that may rank better predicts worse rates."""
+    difference = comparison.differences[f"{rung}-none"].get("logloss")
+    if difference is None or not (difference.value > 0 and difference.excludes_zero):
+        return []
+    ours, theirs = (comparison.spreads[one]["logloss"].mean for one in (rung, "none"))
+    return [
+        f"Its predicted rates are worse than those of ids alone, whatever the order is: log loss "
+        f"{ours:.4f} against {theirs:.4f} (95 % interval of the difference {difference.low:+.4f} "
+        f"to {difference.high:+.4f}); see Calibration before you bid with them."
+    ]
+
+
+def _gain(comparison: Comparison, rung: str, *, metric: str, where: str) -> list[str]:
+    """How a rung with content, the aligned one as a rule, compares with ids and raw content."""
+    difference = comparison.differences[f"{rung}-none"][metric]
     if math.isnan(difference.value):
         return [f"{where} the AUC does not exist: clicks or non-clicks are missing there."]
-    over_ids = _phrase(comparison, "none", metric=metric)
-    sentence = f"{where}, aligned content {over_ids} over ids alone"
-    spread = max(comparison.spreads[one][metric].std for one in ("aligned", "none"))
-    num_seeds = len(comparison.runs["aligned"])
+    over_ids = _phrase(comparison, rung, "none", metric=metric)
+    subject = "aligned content" if rung == "aligned" else f"the rung {rung}"
+    sentence = f"{where}, {subject} {over_ids} over ids alone"
+    spread = max(comparison.spreads[one][metric].std for one in (rung, "none"))
+    num_seeds = len(comparison.runs[rung])
     if not difference.excludes_zero:
         sentence += ", which the interval over users cannot tell from nothing"
     elif num_seeds == 1:
         sentence += ", with one seed"
-    elif is_clear(comparison, "aligned", "none", metric=metric):
+    elif is_clear(comparison, rung, "none", metric=metric):
         sentence += f", outside the spread of {num_seeds} seeds ({spread:.3f})"
     else:
         sentence += f", but within the spread of {num_seeds} seeds ({spread:.3f})"
-    if "raw" in comparison.runs:
-        over_raw = _phrase(comparison, "raw", metric=metric)
-        clear = is_clear(comparison, "aligned", "raw", metric=metric)
+    if f"{rung}-raw" in comparison.differences:
+        over_raw = _phrase(comparison, rung, "raw", metric=metric)
+        clear = is_clear(comparison, rung, "raw", metric=metric)
         sentence += f"; it {over_raw} over off-the-shelf content"
         sentence += "" if clear else " (not clear of zero and the seeds' spread)"
     return [sentence + "."]
@@ -102,8 +133,8 @@ def _above_aligned(comparison: Comparison) -> list[str]:
     ]
 
 
-def _phrase(comparison: Comparison, base: str, *, metric: str) -> str:
-    difference = comparison.differences[f"aligned-{base}"][metric]
+def _phrase(comparison: Comparison, rung: str, base: str, *, metric: str) -> str:
+    difference = comparison.differences[f"{rung}-{base}"][metric]
     verb = "gains" if difference.value >= 0 else "loses"
     return (
         f"{verb} {abs(difference.value):.3f} AUC "

@@ -16,8 +16,9 @@ from finetune.debiased_training import Debiasing, DoublyRobust, item_propensitie
 from finetune.drawn_pairs import DrawnPairs
 from finetune.fit import Inputs, fit
 from finetune.model import CtrModel
+from finetune.report import report
 from finetune.run_folder import Run
-from finetune.settings import FitConfig, HeadConfig
+from finetune.settings import FitConfig, HeadConfig, ReportConfig
 from finetune.task_settings import DebiasConfig, PositionConfig, TaskConfig
 from finetune.tasks import CLICK_TASK
 from finetune.uplift_curves import qini_coefficient
@@ -184,6 +185,9 @@ def test_places_are_found_beside_a_model_with_a_slow_rate(
     log_odds_P = np.log(rate_P / (1 - rate_P))
     assert np.corrcoef(record["places"]["label"], log_odds_P)[0, 1] > 0.9
     assert np.ptp(record["places"]["label"]) > 0.5 * np.ptp(log_odds_P)
+    report(ReportConfig(run_dir=one_label.out_dir, num_resamples=10))
+    page = (one_label.out_dir / "report.html").read_text()
+    assert f"<th>0</th><td>{record['places']['label'][0]:.3f}</td>" in page
 
 
 def test_the_weights_of_a_debiased_loss_are_recorded_and_warned_of(

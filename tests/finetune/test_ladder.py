@@ -112,15 +112,18 @@ def test_a_ladder_keeps_finished_runs_and_repeats_changed_ones(
 def test_a_report_can_be_written_again_and_from_a_single_run(
     ladder_config: LadderConfig, fake_release: object
 ) -> None:
-    config = dataclasses.replace(ladder_config, rungs=("none",), seeds=(0,))
+    config = dataclasses.replace(ladder_config, rungs=("none", "aligned"), seeds=(0,))
     ladder(config, console=quiet())
     first = json.loads((config.out_dir / "metrics.json").read_text())
     again = report(ReportConfig(run_dir=config.out_dir, num_resamples=20))
     assert again.spreads["none"]["auc"].mean == first["none"]["auc"]["mean"]
     assert first["none"]["auc"]["std"] == 0
-    single = run_configs(config)[0].out_dir
+    single = run_configs(config)[1].out_dir
     report(ReportConfig(run_dir=single, num_resamples=20))
-    assert (single / "report.html").is_file()
+    page = (single / "report.html").read_text()
+    assert ": aligned, deepfm</title>" in page
+    assert "There is no other rung to compare with." in page
+    assert "Differences with their" not in page
     assert "fingerprint" in json.loads((single / "metrics.json").read_text())
 
 

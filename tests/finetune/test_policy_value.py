@@ -82,8 +82,8 @@ def test_the_report_of_several_labels_shows_each(rich_config: FitConfig) -> None
     page = page_of(config)
     for text in ("Every task", "like, none", "seconds, none", "normalised Gini", "RMSE"):
         assert text in page
-    assert f"{record['tasks']['like']['auc']:.4f} ± 0.0000" in page
-    assert f"{record['tasks']['seconds']['rmse']:.4f} ± 0.0000" in page
+    assert f"{record['tasks']['like']['auc']:.4f}" in page
+    assert f"{record['tasks']['seconds']['rmse']:.4f}" in page
 
 
 def test_the_report_of_two_arms_shows_qini(rich_config: FitConfig) -> None:

@@ -1,5 +1,6 @@
 """The verdict is read before the figures: it must say what they say, also when nothing helped."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -76,3 +77,37 @@ def test_a_loss_is_called_a_loss() -> None:
 )
 def test_the_verdict_says_what_is_against_it(changes: dict[str, object], words: str) -> None:
     assert words in text(**changes)
+
+
+def test_worse_rates_are_told_beside_a_better_order() -> None:
+    found = comparison(CLEAR)
+    assert "predicted rates" not in " ".join(verdict(found))
+    worse = {"aligned-none": {"logloss": Interval(0.02, 0.01, 0.03)}}
+    differences = {pair: one | worse.get(pair, {}) for pair, one in found.differences.items()}
+    of_rungs = {"aligned": Spread([0.52] * 3), "none": Spread([0.5] * 3)}
+    spreads = {
+        rung: one | ({"logloss": of_rungs[rung]} if rung in of_rungs else {})
+        for rung, one in found.spreads.items()
+    }
+    told = " ".join(verdict(replace(found, differences=differences, spreads=spreads)))
+    assert "log loss 0.5200 against 0.5000 (95 % interval of the difference +0.0100" in told
+
+
+def test_without_aligned_content_the_highest_rung_is_spoken_of() -> None:
+    found = comparison(CLEAR)
+    runs = {"none": found.runs["none"], "codes": found.runs["aligned"]}
+    told = verdict(
+        replace(
+            found,
+            runs=runs,
+            spreads={rung: found.spreads["none"] for rung in runs},
+            differences={"codes-none": found.differences["aligned-none"]},
+        )
+    )
+    assert told[0].startswith("On the whole test split, the rung codes gains 0.050 AUC")
+
+
+def test_a_rung_alone_has_no_verdict() -> None:
+    found = comparison(CLEAR, seeds=1)
+    alone = replace(found, runs={"aligned": found.runs["aligned"]}, differences={})
+    assert verdict(alone) == []
