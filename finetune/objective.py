@@ -102,13 +102,14 @@ class Objective(nn.Module):
         losses, seen = [], {}
         for number, (task, output_BO) in enumerate(zip(self.tasks, parts, strict=True)):
             label_B = batch_label(batch, task.name)
+            served_B = output_BO[:, 0]
             if str(number) in self.towers:
                 place_B = batch.outcomes["position"]
                 output_BO = self.towers[str(number)](output_BO[:, 0], place_B)[:, None]
             error_B = task.errors(output_BO, label_B)
             seen[task.name] = error_B.detach().mean()
             if number == 0 and TEACHER in batch.outcomes:
-                error_B = distilled(error_B, output_BO[:, 0], batch, config=self.reuse)
+                error_B = distilled(error_B, served_B, batch, config=self.reuse)
             debiased = self.debiasing
             loss = error_B.mean() if debiased is None else debiased(error_B, batch, label_B)
             losses.append(self._weighed(loss, number))

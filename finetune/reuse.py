@@ -22,8 +22,8 @@ from finetune.settings import FitConfig
 from finetune.warm_start import take_over
 from pretrain.look_ahead import refuse_look_ahead
 
-TEACHER = "teacher"
-"""Among a batch's outcomes: the log odds that the teacher gives, [B]."""
+TEACHER = "reuse.teacher"
+"""Among a batch's outcomes: what the teacher would have the student's log odds be, [B]."""
 _SMALLEST = 1e-7
 
 
@@ -41,6 +41,12 @@ def reuse(config: FitConfig, model: CtrModel, *, data: CtrData) -> dict[str, Any
             "seen_until": record["provenance"]["test_start"],
             "new_values": new_values,
         }
+    if TEACHER in data.dataset.manifest.features.label:
+        raise ValueError(
+            f"{data.dataset.dir}: found a label {TEACHER}, which stands for a teacher's predictions "
+            "here, expected another name; rename it in impressions.labels and re-run python -m "
+            "data_prep shard"
+        )
     data.train.outcomes.pop(TEACHER, None)  # a run before this one may share the data
     if config.reuse.teacher is not None:
         data.train.outcomes[TEACHER] = teacher_logits(config, model, data=data)
@@ -52,7 +58,10 @@ def reuse(config: FitConfig, model: CtrModel, *, data: CtrData) -> dict[str, Any
 
 
 def teacher_logits(config: FitConfig, model: CtrModel, *, data: CtrData) -> Tensor:
-    """Log odds of the first task that the teacher gives the training impressions, [N].
+    """Log odds of the first task that the teacher has the student learn in training, [N].
+
+    A teacher's are those of every impression. A student that trains on a share of the negatives
+    learns the odds among those, and is shifted back when it serves: so they are shifted first.
 
     The teacher must not have learnt from this run's validation or test time: it is of the same
     dataset, or older than its `valid_start`.
@@ -71,11 +80,14 @@ def teacher_logits(config: FitConfig, model: CtrModel, *, data: CtrData) -> Tens
         _refuse_newer(teacher.record, config, data=data, source=config.reuse.teacher)
     impressions = teacher.data.train
     chance_N = teacher.predictions(impressions)[task.name].clamp(_SMALLEST, 1 - _SMALLEST)
-    return torch.logit(chance_N)
+    return torch.logit(chance_N) - model.logit_shift
 
 
 def distilled(error_B: Tensor, logit_B: Tensor, batch: Batch, *, config: ReuseConfig) -> Tensor:
-    """(1 - w) error + w T² BCE(logit / T, σ(teacher / T)), [B] (Hinton et al. 2015, section 2)."""
+    """(1 - w) error + w T² BCE(logit / T, σ(teacher / T)), [B] (Hinton et al. 2015, section 2).
+
+    `logit_B` is what the student would serve, without the place: that is what a teacher predicts.
+    """
     target_B = torch.sigmoid(batch.outcomes[TEACHER] / config.temperature)
     soft_B = F.binary_cross_entropy_with_logits(
         logit_B / config.temperature, target_B, reduction="none"

@@ -9,15 +9,16 @@ import torch
 from data_prep.columns import ImpressionColumns
 from data_prep.settings import ShardConfig, SplitConfig
 from data_prep.shard import shard_dataset
-from finetune.batches import Batch
+from finetune.batches import Batch, CtrTable
 from finetune.finished_run import open_run
 from finetune.fit import Inputs, fit
 from finetune.model import CtrModel
-from finetune.reuse import TEACHER, distilled
+from finetune.objective import Objective
+from finetune.reuse import TEACHER, distilled, reuse
 from finetune.reuse_settings import ReuseConfig
 from finetune.run_folder import is_finished, read_config
 from finetune.settings import FitConfig, HeadConfig
-from finetune.task_settings import TaskConfig
+from finetune.task_settings import PositionConfig, TaskConfig
 from finetune.vocabulary import CategoricalField, NumericField, Vocabulary
 from finetune.warm_start import grown_table, grown_vocabulary, take_over
 
@@ -173,6 +174,55 @@ def test_distillation_is_its_formula() -> None:
     soft_B = -(p * q.log() + (1 - p) * (1 - q).log())
     expected = 0.75 * error_B + 0.25 * 4 * soft_B
     torch.testing.assert_close(distilled(error_B, logit_B, batch, config=config), expected)
+
+
+def test_a_student_of_a_share_of_the_negatives_serves_what_its_teacher_predicts(
+    fit_config: FitConfig,
+) -> None:
+    teacher = dataclasses.replace(fit_config, head=DEEPFM, out_dir=fit_config.out_dir / "teacher")
+    fit(teacher)
+    student = dataclasses.replace(teacher, reuse=ReuseConfig(teacher=teacher.out_dir))
+    data = Inputs.open(student).data
+    model = CtrModel(DEEPFM, data=data, content=None, negative_rate=0.1)
+    reuse(student, model, data=data)
+    taught = open_run(teacher.out_dir)
+    expected = taught.predictions(taught.data.train)["label"]
+    # A student that has learnt its target to the letter.
+    served = model.read(data.train.outcomes[TEACHER][:, None])["label"]
+    torch.testing.assert_close(served, expected)
+
+
+def test_a_teacher_is_matched_without_the_place(rich_config: FitConfig) -> None:
+    train = dataclasses.replace(rich_config.train, position=PositionConfig(mode="add"))
+    config = dataclasses.replace(
+        rich_config,
+        head=DEEPFM,
+        train=train,
+        reuse=ReuseConfig(teacher=Path("teacher"), teacher_weight=1.0),
+    )
+    data = Inputs.open(config).data
+    model = CtrModel(DEEPFM, data=data, content=None).eval()
+    objective = Objective(config, data=data, tasks=model.tasks).eval()
+    with torch.no_grad():
+        objective.towers["0"].place_P.fill_(2.0)
+    batch = CtrTable(data.train, data.users, data.items, None).batch(torch.arange(64))
+    teacher_B = torch.linspace(-3, 3, 64)
+    batch.outcomes[TEACHER] = teacher_B
+    logit_B = model(batch).output_BO[:, 0]
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(logit_B, teacher_B.sigmoid())
+    torch.testing.assert_close(objective(model, batch).loss, expected)
+
+
+def test_a_label_may_be_called_teacher(rich_config: FitConfig) -> None:
+    config = dataclasses.replace(rich_config, head=DEEPFM)
+    data = Inputs.open(config).data
+    model = CtrModel(DEEPFM, data=data, content=None)
+    data.train.outcomes["teacher"] = data.train.label_N
+    reuse(config, model, data=data)
+    assert "teacher" in data.train.outcomes
+    data.dataset.manifest.features.label[TEACHER] = "binary"
+    with pytest.raises(ValueError, match=f"found a label {TEACHER}, which stands for"):
+        reuse(config, model, data=data)
 
 
 def test_runs_that_share_data_do_not_share_a_teacher(fit_config: FitConfig) -> None:
