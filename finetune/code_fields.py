@@ -70,7 +70,17 @@ class ItemCodes:
 
     @staticmethod
     def restore(state: Mapping[str, Tensor], item_IW: Tensor) -> "ItemCodes":
-        """Codes of these items by the codebooks of a finished run."""
+        """Codes of these items by the codebooks of a finished run.
+
+        Raises:
+            ValueError: the items' vectors are of another width.
+        """
+        width = state["codebooks"].shape[-1]
+        if width != item_IW.shape[1]:
+            raise ValueError(
+                f"rung codes: found item vectors of width {item_IW.shape[1]}, expected {width}, "
+                "which the older run's codebooks are of; give embeddings_dir of the same release"
+            )
         return ItemCodes._of(item_IW, state["codebooks"], state["known_prefixes"])
 
     @staticmethod

@@ -95,9 +95,16 @@ class Content:
         if "codes" in self.rung.parts:
             self.codes = ItemCodes.restore(state, self.item_IW)
 
-    def fit(self, data: CtrData) -> ContentFeatures:
-        """Features of the training split, whose cosines are standardised by their own spread."""
+    def fit(self, data: CtrData, *, older: Mapping[str, Tensor] | None = None) -> ContentFeatures:
+        """Features of the training split, whose cosines are standardised by their own spread.
+
+        A run that goes on from an older one takes over what that had learnt, `older`: its weights
+        expect those cosines, and a row of its code table is a code of those codebooks.
+        """
         raw = self._features(data, data.train)
+        if older is not None:
+            self.restore(older)
+            return self._standardised(raw)
         known = ~raw.similarity_NS.isnan()
         count_S = known.sum(0).clamp(min=1)
         filled_NS = raw.similarity_NS.nan_to_num()

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,9 +35,9 @@ from finetune.objective import Objective
 from finetune.reuse import reuse
 from finetune.settings import FitConfig, InputConfig
 from finetune.slices import slice_columns, slice_masks
-from finetune.tasks import as_json, check_task_classes, learn_tasks
+from finetune.tasks import as_json, check_task_classes, learn_tasks, read_tasks
 from finetune.trust_record import trust_record
-from finetune.warm_start import grown_vocabulary, older_vocabulary
+from finetune.warm_start import grown_vocabulary, older_content, older_vocabulary
 from pretrain import third_party_noise
 from pretrain.look_ahead import looks_ahead
 
@@ -49,10 +50,11 @@ class Inputs:
 
     dataset: Dataset
     data: CtrData
-    content: dict[tuple[str, ContentConfig], tuple[Content, CtrTable, CtrTable]] = field(
-        default_factory=dict
+    content: dict[tuple[str, ContentConfig, Path | None], tuple[Content, CtrTable, CtrTable]] = (
+        field(default_factory=dict)
     )
-    """Rungs whose vectors do not depend on the seed, with their training and validation tables."""
+    """Rungs whose vectors do not depend on the seed, with their training and validation tables; by
+    what they went on from, which decides scales and codes."""
     made: dict[str, dict[bytes, ContentFeatures]] = field(default_factory=dict)
     """User vectors and cosines of the splits, which rungs on the same vectors share."""
 
@@ -68,14 +70,17 @@ class Inputs:
 
     def tables(self, config: FitConfig) -> tuple[Content | None, CtrTable, CtrTable]:
         """A rung's content, and the training and validation tables."""
-        key = (config.rung, config.content)
+        key = (config.rung, config.content, config.reuse.warm_start)
         if key in self.content:
             return self.content[key]
         content = open_content(config.rung, config, dataset=self.dataset, seed=config.seed)
         data = self.data
         if content is not None and not content.rung.knows_seed:
             content.made = self.made.setdefault(content.rung.vectors, {})
-        of_train = content.fit(data) if content else None
+        older = None
+        if content is not None and config.reuse.warm_start is not None:
+            older = older_content(config, content)
+        of_train = content.fit(data, older=older) if content else None
         of_valid = content.features(data, data.valid) if content else None
         train = CtrTable(data.train, data.users, data.items, of_train, config.shuffle_rows)
         valid = CtrTable(data.valid, data.users, data.items, of_valid)
@@ -96,7 +101,9 @@ def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
     content, train, valid = inputs.tables(config)
     quiet_lightning()
     torch.manual_seed(config.seed)
-    tasks = learn_tasks(config.tasks, inputs.data)
+    older = config.reuse.warm_start
+    known = None if older is None else read_tasks(older)
+    tasks = learn_tasks(config.tasks, inputs.data, older=known)
     check_task_classes(tasks, inputs.data, monitor=config.train.monitor)
     model = CtrModel(
         config.head,

@@ -95,8 +95,13 @@ def label_of(impressions: Impressions, name: str) -> Tensor:
     return impressions.label_N if name == CLICK else impressions.outcomes[name]
 
 
-def learn_tasks(configs: Mapping[str, TaskConfig], data: CtrData) -> list[Task]:
-    """The tasks of a run, their scales learnt from the training impressions alone."""
+def learn_tasks(
+    configs: Mapping[str, TaskConfig], data: CtrData, *, older: Sequence[Task] | None = None
+) -> list[Task]:
+    """The tasks of a run, their scales learnt from the training impressions alone.
+
+    A run that goes on from an older one has the older tasks' scales, which its weights expect.
+    """
     known = known_labels(data.dataset)
     tasks = []
     for name, config in (configs or {CLICK: TaskConfig()}).items():
@@ -106,7 +111,20 @@ def learn_tasks(configs: Mapping[str, TaskConfig], data: CtrData) -> list[Task]:
                 "it in impressions.labels and re-run python -m data_prep shard"
             )
         tasks.append(_learn_task(name, config, kind=known[name], data=data))
-    return tasks
+    return tasks if older is None else _on_older_scales(tasks, older)
+
+
+def _on_older_scales(tasks: Sequence[Task], older: Sequence[Task]) -> list[Task]:
+    found, expected = ([(one.name, one.loss) for one in each] for each in (tasks, older))
+    if found != expected:
+        raise ValueError(
+            f"reuse.warm_start: found the tasks {found}, expected {expected} in this order, as in "
+            "the older run; correct tasks in the config, or start anew"
+        )
+    return [
+        dataclasses.replace(task, mean=before.mean, std=before.std)
+        for task, before in zip(tasks, older, strict=True)
+    ]
 
 
 def known_labels(dataset: Dataset) -> dict[str, LabelType]:

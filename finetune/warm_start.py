@@ -4,6 +4,7 @@ Shapes: R rows of the concatenated embedding table, O width of a row.
 """
 
 import dataclasses
+import logging
 from pathlib import Path
 
 import torch
@@ -11,8 +12,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from finetune import run_folder
+from finetune.content import Content
 from finetune.model import CtrModel
+from finetune.rungs import parse_rung
+from finetune.settings import FitConfig
 from finetune.vocabulary import ID_FIELDS, CategoricalField, Vocabulary
+
+logger = logging.getLogger(__name__)
 
 TABLES = ("fields.table.weight", "fields.table.first_order")
 
@@ -20,6 +26,38 @@ TABLES = ("fields.table.weight", "fields.table.first_order")
 def older_vocabulary(run_dir: Path) -> Vocabulary:
     """The vocabulary of a run."""
     return Vocabulary.load(run_dir / run_folder.VOCABULARY_FILE)
+
+
+def older_content(config: FitConfig, content: Content) -> dict[str, Tensor]:
+    """What the older run had learnt of its rung's vectors: spreads of cosines, and codebooks.
+
+    The older run decides, so settings that say otherwise are refused.
+    """
+    run_dir = config.reuse.warm_start
+    assert run_dir is not None
+    before = run_folder.read_config(run_dir)
+    parts = parse_rung(config.rung).parts
+    keys = ["similarities"]
+    if "codes" in parts:
+        keys += ["code_levels", "num_codes", "code_min_count"]
+    found = {f"content.{key}": getattr(config.content, key) for key in keys}
+    expected = {f"content.{key}": getattr(before.content, key) for key in keys}
+    found, expected = found | {"rung": config.rung}, expected | {"rung": before.rung}
+    apart = [key for key in found if found[key] != expected[key]]
+    if apart:
+        raise ValueError(
+            f"reuse.warm_start: found {', '.join(f'{key} {found[key]}' for key in apart)}, expected "
+            f"{', '.join(str(expected[key]) for key in apart)} as in the older run; correct the "
+            "config, or start anew"
+        )
+    release = run_folder.read_record(run_dir)["provenance"]["release_fingerprint"]
+    if content.release is not None and content.release.fingerprint != release:
+        logger.warning(
+            "%s: read vectors of the release %s, and this run those of %s: weights and codes of "
+            "content mean something else unless the releases share their space",
+            run_dir, release, content.release.fingerprint,
+        )  # fmt: skip
+    return load_file(run_dir / run_folder.CONTENT_FILE)
 
 
 def grown_vocabulary(old: Vocabulary, new: Vocabulary) -> Vocabulary:
@@ -92,15 +130,24 @@ def take_over_weights(
         or own[name].shape[name in TABLES :] != weights[name].shape[name in TABLES :]
     ]  # fmt: skip
     if apart:
+        shapes = "; ".join(
+            f"{name}: {_shape(own, name)} here, {_shape(weights, name)} there"
+            for name in sorted(apart)
+        )
         raise ValueError(
-            f"{source}: found a model with other weights than this one ({', '.join(sorted(apart))}"
-            "), expected the same head, rung and tasks; correct the config, or start anew"
+            f"{source}: found a model with other weights than this one ({shapes}), expected the "
+            "same head, rung, tasks and settings of content, and content of the same width; "
+            "correct the config, or start anew"
         )
     for name in TABLES:
         if name in weights:
             weights[name] = grown_table(weights[name], older, vocabulary)
     model.load_state_dict(weights)
     return vocabulary.num_rows - older.num_rows
+
+
+def _shape(weights: dict[str, Tensor], name: str) -> str:
+    return " × ".join(map(str, weights[name].shape)) or "one" if name in weights else "none"
 
 
 def grown_table(table_RO: Tensor, old: Vocabulary, new: Vocabulary) -> Tensor:

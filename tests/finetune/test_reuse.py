@@ -1,15 +1,18 @@
 """Going on from an older run, and learning from a larger one."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from data_prep.columns import ImpressionColumns
 from data_prep.settings import ShardConfig, SplitConfig
 from data_prep.shard import shard_dataset
 from finetune.batches import Batch, CtrTable
+from finetune.content_settings import ContentConfig
 from finetune.finished_run import open_run
 from finetune.fit import Inputs, fit
 from finetune.model import CtrModel
@@ -19,6 +22,7 @@ from finetune.reuse_settings import ReuseConfig
 from finetune.run_folder import is_finished, read_config
 from finetune.settings import FitConfig, HeadConfig
 from finetune.task_settings import PositionConfig, TaskConfig
+from finetune.tasks import read_tasks
 from finetune.vocabulary import CategoricalField, NumericField, Vocabulary
 from finetune.warm_start import grown_table, grown_vocabulary, take_over
 
@@ -138,6 +142,59 @@ def test_another_head_is_no_start(yesterday: FitConfig, fit_config: FitConfig) -
                  dataclasses.replace(DEEPFM, embedding_width=8)):  # fmt: skip
         with pytest.raises(ValueError, match="found a model with other weights than this one"):
             fit(dataclasses.replace(fit_config, head=head, reuse=reuse))
+
+
+def test_a_warm_start_reads_by_the_older_runs_codes_and_spreads(
+    yesterday: FitConfig, fit_config: FitConfig
+) -> None:
+    few = ContentConfig(code_levels=2, num_codes=8, code_min_count=1)
+    settings = {"head": DEEPFM, "rung": "raw+codes", "content": few}
+    old = dataclasses.replace(yesterday, **settings, out_dir=yesterday.out_dir / "codes")
+    fit(old)
+    reuse = ReuseConfig(warm_start=old.out_dir)
+    new = dataclasses.replace(fit_config, **settings, reuse=reuse)
+    inputs = Inputs.open(new)
+    content, _, valid = inputs.tables(new)
+    model = CtrModel(new.head, data=inputs.data, content=content)
+    take_over(model, inputs.data.vocabulary, old.out_dir)
+    older = open_run(old.out_dir, dataset=inputs.dataset)
+    torch.testing.assert_close(model.predict(valid), older.predictions(older.data.valid)["label"])
+    fit(new, inputs)
+    before, after = (load_file(one.out_dir / "content.safetensors") for one in (old, new))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    for changes, message in (
+        (
+            {"content": dataclasses.replace(few, num_codes=4)},
+            "found content.num_codes 4, expected 8",
+        ),
+        ({"rung": "raw"}, "found rung raw, expected raw\\+codes"),
+        ({"rung": "none"}, r"fields.content\S*: none here, \d+ × 5 there"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(dataclasses.replace(new, **changes))
+
+
+def test_a_warm_start_keeps_the_scales_of_its_labels(rich_config: FitConfig) -> None:
+    tasks = {"seconds": TaskConfig(), "label": TaskConfig()}
+    old = dataclasses.replace(rich_config, tasks=tasks)
+    fit(old)
+    path = old.out_dir / "tasks.json"
+    learnt = json.loads(path.read_text())
+    learnt["tasks"][0] |= {"mean": 7.0, "std": 3.0}  # as if it had seen other days
+    path.write_text(json.dumps(learnt))
+    new = dataclasses.replace(
+        old,
+        out_dir=old.out_dir / "new",
+        reuse=ReuseConfig(warm_start=old.out_dir),
+        allow_look_ahead=True,
+    )
+    fit(new)
+    seconds = read_tasks(new.out_dir)[0]
+    assert (seconds.mean, seconds.std) == (7.0, 3.0)
+    turned = {"label": TaskConfig(), "seconds": TaskConfig()}
+    with pytest.raises(ValueError, match=r"reuse.warm_start: found the tasks \[\('label', 'bce'\)"):
+        fit(dataclasses.replace(new, tasks=turned))
 
 
 def test_a_student_comes_near_its_teacher(fit_config: FitConfig) -> None:
