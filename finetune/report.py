@@ -272,15 +272,11 @@ def _how(comparison: Comparison, dataset: Dataset, *, head: str) -> Html:
         "test opened": f"{max(run.record['test_opened'] for run in runs)} time a run, at its end",
         "chosen on": "validation AUC (epoch); nothing on test",
         "release": f"{release[:16]}, newest event {_day(newest)}" if release else "none",
-        "look-ahead": "YES, allowed by allow_look_ahead: the release has seen the validation time"
-        if about["look_ahead"]
-        else "none: the release's newest event is before validation",
+        "look-ahead": _look_ahead(runs),
         "head": f"{head}, {max(run.record['parameters'] for run in runs):,} parameters at most",
         "runs": f"{len(runs)}, {sum(run.record['seconds'] for run in runs):.0f} s together",
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
-    if release is None:
-        rows["look-ahead"] = "no release was used"
     if weights := runs[0].record.get("debias"):
         rows["inverse propensities"] = (
             f"{weights['effective_rows']:,.0f} effective rows of "
@@ -288,6 +284,32 @@ def _how(comparison: Comparison, dataset: Dataset, *, head: str) -> Html:
             f"impressions at the cap, {weights['largest_share']:.2%} of all weight on one"
         )
     return table([], list(rows.items()), kind="how")
+
+
+_KNOWS_OF = {
+    "release": "the release",
+    "warm_start": "the run that was gone on from",
+    "teacher": "the teacher",
+}
+
+
+def _look_ahead(runs: list[Run]) -> str:
+    """Whether anything that the runs were built on has seen what they are judged by."""
+    abouts = [run.record["provenance"] for run in runs]
+    if any(about["look_ahead"] for about in abouts):
+        ahead = {name for about in abouts for name in about.get("looks_ahead", ["release"])}
+        who = " and ".join(text for name, text in _KNOWS_OF.items() if name in ahead)
+        verb = "have" if len(ahead) > 1 else "has"
+        return f"YES, allowed by allow_look_ahead: {who} {verb} seen the validation time"
+    used = [name for name in ("warm_start", "teacher") if any(name in run.record for run in runs)]
+    if any(about["release_fingerprint"] for about in abouts):
+        used.insert(0, "release")
+    if not used:
+        return "no release was used"
+    if used == ["release"]:
+        return "none: the release's newest event is before validation"
+    names = ", ".join(_KNOWS_OF[name] for name in used)
+    return f"none: all that {names} learnt from is before validation"
 
 
 def _day(time_ms: int) -> str:

@@ -33,10 +33,22 @@ def verdict(comparison: Comparison) -> list[str]:
             f"With {fewest} seed{'s' if fewest > 1 else ''} a rung, the spread over seeds is not "
             "known well enough to believe these differences."
         )
-    if any(run.record["provenance"]["look_ahead"] for run in comparison.runs.get("aligned", [])):
+    abouts = [run.record["provenance"] for runs in comparison.runs.values() for run in runs]
+    ahead = {
+        name
+        for about in abouts
+        if about["look_ahead"]
+        for name in about.get("looks_ahead", ["release"])
+    }
+    if "release" in ahead:
         sentences.append(
             "The release has seen events of the validation or test time (allow_look_ahead), so "
             "its gains are not evidence."
+        )
+    if ahead - {"release"}:
+        sentences.append(
+            "A run that was built on has seen the validation or test time (allow_look_ahead), so "
+            "these figures are not evidence."
         )
     return sentences
 
