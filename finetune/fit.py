@@ -37,7 +37,13 @@ from finetune.settings import FitConfig, InputConfig
 from finetune.slices import slice_columns, slice_masks
 from finetune.tasks import as_json, check_task_classes, learn_tasks, read_tasks
 from finetune.trust_record import trust_record
-from finetune.warm_start import grown_vocabulary, older_content, older_vocabulary
+from finetune.warm_start import (
+    grown_vocabulary,
+    older_content,
+    older_objective,
+    older_vocabulary,
+    write_objective,
+)
 from pretrain import third_party_noise
 from pretrain.look_ahead import looks_ahead
 
@@ -114,6 +120,12 @@ def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
     )
     objective = Objective(config, data=inputs.data, tasks=tasks)
     reused = reuse(config, model, data=inputs.data)
+    if older is not None:
+        objective.take_over(
+            older_objective(older),
+            older=older_vocabulary(older),
+            vocabulary=inputs.data.vocabulary,
+        )
     made = _make(config, model, train=train, valid=valid)
     module = CtrModule(
         model,
@@ -180,7 +192,7 @@ def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
         "train_impressions": len(train),
         "test_opened": inputs.data.test_opened - opened_before,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "provenance": provenance(config, inputs.dataset, content=content),
+        "provenance": provenance(config, inputs.dataset, content=content, reused=reused),
         "seconds": round(time.monotonic() - started, 2),
         **reused,
         **tested.of_tasks,
@@ -188,6 +200,7 @@ def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
     }
     if module.trainer.is_global_zero:  # every rank has the same weights, hence the same figures
         _write(config, inputs, model=model, content=content, history=module.history)
+        write_objective(objective.state(), config.out_dir)
         run_folder.write_json(as_json(tasks), config.out_dir / run_folder.TASKS_FILE)
         table = predictions_table(inputs.dataset, judged, tested.columns)
         run_folder.write_predictions(table, config.out_dir / run_folder.PREDICTIONS_FILE)
@@ -259,11 +272,22 @@ def predictions_table(
     )
 
 
-def provenance(config: InputConfig, dataset: Dataset, *, content: Content | None) -> dict[str, Any]:
-    """What a figure rests on: data, cut-offs, and how new the release's newest event is."""
+def provenance(
+    config: InputConfig,
+    dataset: Dataset,
+    *,
+    content: Content | None,
+    reused: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """What a figure rests on: data, cut-offs, and how new the release's newest event is.
+
+    `reused` is what `reuse` has said of the runs before this one.
+    """
     manifest_bytes = (dataset.dir / "manifest.json").read_bytes()
     release = content.release if content else None
     newest = release.newest_event if release else None
+    ahead = ["release"] if newest is not None and looks_ahead(newest, dataset) else []
+    ahead += [name for name, about in reused.items() if about["look_ahead"]]
     return {
         "dataset": dataset.manifest.name,
         "dataset_fingerprint": hashlib.sha256(manifest_bytes).hexdigest(),
@@ -271,7 +295,8 @@ def provenance(config: InputConfig, dataset: Dataset, *, content: Content | None
         "test_start": dataset.manifest.cutoffs.test_start,
         "release_fingerprint": release.fingerprint if release else None,
         "release_newest_event": newest,
-        "look_ahead": newest is not None and looks_ahead(newest, dataset),
+        "look_ahead": bool(ahead),
+        "looks_ahead": ahead,
     }
 
 

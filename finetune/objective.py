@@ -1,11 +1,13 @@
 """What a run minimises: the tasks' losses, weighed, and what is learnt beside the model for them.
 
-Nothing of it serves: place towers, variances and imputations stay behind when training ends.
+Nothing of it serves: place towers, variances and imputations are kept for a later run that goes on
+from this one.
 
 Shapes: B impressions of a batch, O outputs of all tasks, T tasks.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +25,12 @@ from finetune.settings import FitConfig, TrainConfig
 from finetune.task_settings import CLICK
 from finetune.tasks import Task, label_of
 from finetune.uplift import Arms, factual_loss
+from finetune.vocabulary import Vocabulary
+from finetune.warm_start import take_over_weights
+
+logger = logging.getLogger(__name__)
+
+_IMPUTATION = "imputation."
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,54 @@ class Objective(nn.Module):
         self.treated_share = 0.5
         if self.has_arms:
             self.treated_share = float(data.train.outcomes["treatment"].mean())
+
+    def state(self) -> dict[str, Tensor]:
+        """What is learnt beside the model, by names that say of which task and kind it is."""
+        found: dict[str, Tensor] = {}
+        if self.log_variance_T is not None:
+            for task, value in zip(self.tasks, self.log_variance_T.detach(), strict=True):
+                found[f"log_variance.{task.name}"] = value.clone()
+        for number, tower in self.towers.items():
+            assert isinstance(tower, PositionTower)
+            name = f"place.{tower.mode}.{self.tasks[int(number)].name}"
+            found[name] = tower.place_P.detach().clone()
+        if isinstance(self.debiasing, DoublyRobust):
+            weights = self.debiasing.imputation.state_dict()
+            found |= {f"{_IMPUTATION}{name}": value.clone() for name, value in weights.items()}
+        return found
+
+    def take_over(
+        self, state: Mapping[str, Tensor], *, older: Vocabulary, vocabulary: Vocabulary
+    ) -> None:
+        """Go on from an older run's `state`; what that did not learn starts anew.
+
+        Args:
+            state: what the older objective had learnt.
+            older: vocabulary of the older run, by which an imputation's table is laid out.
+            vocabulary: that of this one, grown from it.
+        """
+        own = self.state()
+        if anew := sorted({_part(name) for name in own} - {_part(name) for name in state}):
+            logger.info("%s: start anew, as the older run has learnt none", ", ".join(anew))
+        for number, task in enumerate(self.tasks):
+            name = f"log_variance.{task.name}"
+            if self.log_variance_T is not None and name in state:
+                with torch.no_grad():
+                    self.log_variance_T[number] = state[name]
+            if str(number) in self.towers:
+                tower = self.towers[str(number)]
+                assert isinstance(tower, PositionTower)
+                name = f"place.{tower.mode}.{task.name}"
+                if name in state:
+                    tower.take_over(state[name])
+        weights = {
+            name.removeprefix(_IMPUTATION): value
+            for name, value in state.items()
+            if name.startswith(_IMPUTATION)
+        }
+        if isinstance(self.debiasing, DoublyRobust) and weights:
+            imputation = self.debiasing.imputation
+            take_over_weights(imputation, vocabulary, weights, older=older, source="imputation")
 
     def parameter_groups(self, config: TrainConfig) -> list[dict[str, Any]]:
         """What is learnt beside the model, for the optimiser: an imputation as the model is.
@@ -151,6 +207,11 @@ class Objective(nn.Module):
         if self.debiasing is not None:
             found["debias"] = self.debiasing.weights
         return found
+
+
+def _part(name: str) -> str:
+    """What a name of the state is of: one place tower, one variance, or the imputation."""
+    return _IMPUTATION.rstrip(".") if name.startswith(_IMPUTATION) else name
 
 
 def batch_label(batch: Batch, name: str) -> Tensor:

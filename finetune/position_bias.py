@@ -66,6 +66,13 @@ class PositionTower(nn.Module):
         at_first = 0.0 if mode == "add" else _SEEN_AT_FIRST
         self.place_P = nn.Parameter(torch.full((num_places,), at_first))
 
+    def take_over(self, older_P: Tensor) -> None:
+        """Go on from what an older tower of this mode had learnt; new places start at the start."""
+        place_P = self.place_P.detach()
+        num_new = max(0, len(place_P) - len(older_P))
+        grown_P = torch.cat([older_P.to(place_P), place_P[len(place_P) - num_new :]])
+        self.place_P = nn.Parameter(grown_P)
+
     def forward(self, logit_B: Tensor, place_B: Tensor | None) -> Tensor:
         """Logits of a click there; without places the model's own."""
         if place_B is None:

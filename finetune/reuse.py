@@ -20,7 +20,7 @@ from finetune.reuse_settings import ReuseConfig
 from finetune.run_folder import read_record
 from finetune.settings import FitConfig
 from finetune.warm_start import take_over
-from pretrain.look_ahead import refuse_look_ahead
+from pretrain.look_ahead import looks_ahead, refuse_look_ahead
 
 TEACHER = "reuse.teacher"
 """Among a batch's outcomes: what the teacher would have the student's log odds be, [B]."""
@@ -33,26 +33,33 @@ def reuse(config: FitConfig, model: CtrModel, *, data: CtrData) -> dict[str, Any
     older = config.reuse.warm_start
     if older is not None:
         record = read_record(older)
-        _refuse_newer(record, config, data=data, source=older)
+        seen_until = _seen_until(record, itself=True)
+        _refuse_newer(seen_until, config, data=data, source=older)
         new_values = take_over(model, data.vocabulary, older)
         found["warm_start"] = {
             "run_dir": str(older),
             "fingerprint": record["fingerprint"],
-            "seen_until": record["provenance"]["test_start"],
+            "seen_until": seen_until,
+            "look_ahead": looks_ahead(seen_until - 1, data.dataset),
             "new_values": new_values,
         }
     if TEACHER in data.dataset.manifest.features.label:
         raise ValueError(
-            f"{data.dataset.dir}: found a label {TEACHER}, which stands for a teacher's predictions "
-            "here, expected another name; rename it in impressions.labels and re-run python -m "
-            "data_prep shard"
+            f"{data.dataset.dir}: found a label {TEACHER}, which stands for a teacher's "
+            "predictions here, expected another name; rename it in impressions.labels and re-run "
+            "python -m data_prep shard"
         )
     data.train.outcomes.pop(TEACHER, None)  # a run before this one may share the data
     if config.reuse.teacher is not None:
+        record = read_record(config.reuse.teacher)
+        seen_until = _seen_until(record, itself=_is_of_other_data(record, data))
+        _refuse_newer(seen_until, config, data=data, source=config.reuse.teacher)
         data.train.outcomes[TEACHER] = teacher_logits(config, model, data=data)
         found["teacher"] = {
             "run_dir": str(config.reuse.teacher),
-            "fingerprint": read_record(config.reuse.teacher)["fingerprint"],
+            "fingerprint": record["fingerprint"],
+            "seen_until": seen_until,
+            "look_ahead": looks_ahead(seen_until - 1, data.dataset),
         }
     return found
 
@@ -64,7 +71,7 @@ def teacher_logits(config: FitConfig, model: CtrModel, *, data: CtrData) -> Tens
     learns the odds among those, and is shifted back when it serves: so they are shifted first.
 
     The teacher must not have learnt from this run's validation or test time: it is of the same
-    dataset, or older than its `valid_start`.
+    dataset, or older than its `valid_start`; `reuse` sees to that.
     """
     assert config.reuse.teacher is not None
     teacher = open_run(config.reuse.teacher, dataset=data.dataset)
@@ -74,10 +81,6 @@ def teacher_logits(config: FitConfig, model: CtrModel, *, data: CtrData) -> Tens
             f"reuse.teacher: found a run of {[one.name for one in teacher.tasks]}, expected one "
             f"that learnt {task.name}, which is this run's first task; give another teacher"
         )
-    manifest = (data.dataset.dir / "manifest.json").read_bytes()
-    of_same_data = hashlib.sha256(manifest).hexdigest()
-    if teacher.record["provenance"]["dataset_fingerprint"] != of_same_data:
-        _refuse_newer(teacher.record, config, data=data, source=config.reuse.teacher)
     impressions = teacher.data.train
     chance_N = teacher.predictions(impressions)[task.name].clamp(_SMALLEST, 1 - _SMALLEST)
     return torch.logit(chance_N) - model.logit_shift
@@ -96,15 +99,29 @@ def distilled(error_B: Tensor, logit_B: Tensor, batch: Batch, *, config: ReuseCo
     return (1 - weight) * error_B + weight * config.temperature**2 * soft_B
 
 
-def _refuse_newer(
-    record: Mapping[str, Any], config: FitConfig, *, data: CtrData, source: Path
-) -> None:
-    """Refuse a run that knows this run's validation time.
+def _is_of_other_data(record: Mapping[str, Any], data: CtrData) -> bool:
+    manifest = (data.dataset.dir / "manifest.json").read_bytes()
+    own = hashlib.sha256(manifest).hexdigest()
+    return bool(record["provenance"]["dataset_fingerprint"] != own)
 
-    A run has seen its data up to its `test_start`: its epochs were chosen on its validation time.
+
+def _seen_until(record: Mapping[str, Any], *, itself: bool) -> int:
+    """Unix milliseconds before which lies all that a run knows of, with what it was built on.
+
+    Of its own data (`itself`) it has seen all up to `test_start`, as its epochs were chosen on its
+    validation time; and its release, start and teacher may have been newer, where it was allowed.
     """
+    about = record["provenance"]
+    newest = about["release_newest_event"]
+    seen = [0 if newest is None else newest + 1]
+    seen += [record[key].get("seen_until", 0) for key in ("warm_start", "teacher") if key in record]
+    return int(max(*seen, about["test_start"] if itself else 0))
+
+
+def _refuse_newer(seen_until: int, config: FitConfig, *, data: CtrData, source: Path) -> None:
+    """Refuse a run that knows this run's validation time."""
     refuse_look_ahead(
-        record["provenance"]["test_start"] - 1,
+        seen_until - 1,
         data.dataset,
         source=source,
         allowed=config.allow_look_ahead,

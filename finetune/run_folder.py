@@ -10,6 +10,8 @@ run/
   model.safetensors    weights of the best epoch, without frozen item vectors
   vocabulary.json      values of every field
   tasks.json           labels that were learnt, and their scales
+  objective.safetensors  place towers, variances and imputations, for a run that goes on from this
+                       one (no file without them)
   content.safetensors  mean and spread of the rung's similarities, codebooks (no file on `none`)
 """
 
@@ -45,7 +47,7 @@ RUN_VERSION = 3
 CONFIG_FILE, METRICS_FILE, HISTORY_FILE = "config.yaml", "metrics.json", "history.csv"
 PREDICTIONS_FILE, WEIGHTS_FILE = "predictions.parquet", "model.safetensors"
 VOCABULARY_FILE, CONTENT_FILE = "vocabulary.json", "content.safetensors"
-TASKS_FILE = "tasks.json"
+TASKS_FILE, OBJECTIVE_FILE = "tasks.json", "objective.safetensors"
 
 # Where a run is kept and what it shows on its way does not change what it found.
 _NOT_IN_FINGERPRINT = ("out_dir", "memory_mb", "cache_dir")

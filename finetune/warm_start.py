@@ -5,6 +5,7 @@ Shapes: R rows of the concatenated embedding table, O width of a row.
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -28,6 +29,20 @@ def older_vocabulary(run_dir: Path) -> Vocabulary:
     return Vocabulary.load(run_dir / run_folder.VOCABULARY_FILE)
 
 
+def older_objective(run_dir: Path) -> dict[str, Tensor]:
+    """What a run had learnt beside its model; empty where it had nothing to learn there."""
+    path = run_dir / run_folder.OBJECTIVE_FILE
+    return load_file(path) if path.is_file() else {}
+
+
+def write_objective(state: Mapping[str, Tensor], run_dir: Path) -> None:
+    """Keep what a run has learnt beside its model; of nothing there is no file, nor an old one."""
+    path = run_dir / run_folder.OBJECTIVE_FILE
+    path.unlink(missing_ok=True)
+    if state:
+        run_folder.write_tensors(state, path)
+
+
 def older_content(config: FitConfig, content: Content) -> dict[str, Tensor]:
     """What the older run had learnt of its rung's vectors: spreads of cosines, and codebooks.
 
@@ -46,9 +61,9 @@ def older_content(config: FitConfig, content: Content) -> dict[str, Tensor]:
     apart = [key for key in found if found[key] != expected[key]]
     if apart:
         raise ValueError(
-            f"reuse.warm_start: found {', '.join(f'{key} {found[key]}' for key in apart)}, expected "
-            f"{', '.join(str(expected[key]) for key in apart)} as in the older run; correct the "
-            "config, or start anew"
+            f"reuse.warm_start: found {', '.join(f'{key} {found[key]}' for key in apart)}, "
+            f"expected {', '.join(str(expected[key]) for key in apart)} as in the older run; "
+            "correct the config, or start anew"
         )
     release = run_folder.read_record(run_dir)["provenance"]["release_fingerprint"]
     if content.release is not None and content.release.fingerprint != release:
@@ -147,7 +162,7 @@ def take_over_weights(
 
 
 def _shape(weights: dict[str, Tensor], name: str) -> str:
-    return " × ".join(map(str, weights[name].shape)) or "one" if name in weights else "none"
+    return " by ".join(map(str, weights[name].shape)) or "one" if name in weights else "none"
 
 
 def grown_table(table_RO: Tensor, old: Vocabulary, new: Vocabulary) -> Tensor:

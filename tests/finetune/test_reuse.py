@@ -17,11 +17,13 @@ from finetune.finished_run import open_run
 from finetune.fit import Inputs, fit
 from finetune.model import CtrModel
 from finetune.objective import Objective
+from finetune.position_bias import PositionTower
+from finetune.report import report
 from finetune.reuse import TEACHER, distilled, reuse
 from finetune.reuse_settings import ReuseConfig
 from finetune.run_folder import is_finished, read_config
-from finetune.settings import FitConfig, HeadConfig
-from finetune.task_settings import PositionConfig, TaskConfig
+from finetune.settings import FitConfig, HeadConfig, ReportConfig
+from finetune.task_settings import DebiasConfig, PositionConfig, TaskConfig
 from finetune.tasks import read_tasks
 from finetune.vocabulary import CategoricalField, NumericField, Vocabulary
 from finetune.warm_start import grown_table, grown_vocabulary, take_over
@@ -133,7 +135,39 @@ def test_a_run_that_has_seen_the_validation_time_is_no_start(
     backwards = dataclasses.replace(yesterday, reuse=reuse, out_dir=today.out_dir / "backwards")
     with pytest.raises(ValueError, match="it has seen what it is tested on"):
         fit(backwards)
-    assert fit(dataclasses.replace(backwards, allow_look_ahead=True))["warm_start"]
+    allowed = dataclasses.replace(backwards, allow_look_ahead=True)
+    record = fit(allowed)
+    assert record["warm_start"]["look_ahead"]
+    assert record["provenance"]["look_ahead"]
+    said = "allow_look_ahead: the run that was gone on from has seen the validation time"
+    report(ReportConfig(run_dir=allowed.out_dir, num_resamples=10))
+    page = (allowed.out_dir / "report.html").read_text()
+    assert said in page
+    assert "so these figures are not evidence" in page
+    # Who goes on from that run knows what it knew.
+    further = dataclasses.replace(
+        backwards, reuse=ReuseConfig(warm_start=allowed.out_dir), out_dir=today.out_dir / "further"
+    )
+    known = fit(dataclasses.replace(further, allow_look_ahead=True))["warm_start"]["seen_until"]
+    assert known == record["warm_start"]["seen_until"]
+
+
+def test_a_teacher_that_has_seen_the_validation_time_is_reported(
+    yesterday: FitConfig, fit_config: FitConfig
+) -> None:
+    today = dataclasses.replace(fit_config, head=DEEPFM)
+    fit(today)
+    taught = dataclasses.replace(
+        yesterday, reuse=ReuseConfig(teacher=today.out_dir), out_dir=today.out_dir / "taught"
+    )
+    with pytest.raises(ValueError, match="it has seen what it is tested on"):
+        fit(taught)
+    record = fit(dataclasses.replace(taught, allow_look_ahead=True))
+    assert record["provenance"]["looks_ahead"] == ["teacher"]
+    same = dataclasses.replace(
+        today, reuse=ReuseConfig(teacher=today.out_dir), out_dir=today.out_dir / "same"
+    )
+    assert not fit(same)["provenance"]["look_ahead"]
 
 
 def test_another_head_is_no_start(yesterday: FitConfig, fit_config: FitConfig) -> None:
@@ -169,7 +203,7 @@ def test_a_warm_start_reads_by_the_older_runs_codes_and_spreads(
             "found content.num_codes 4, expected 8",
         ),
         ({"rung": "raw"}, "found rung raw, expected raw\\+codes"),
-        ({"rung": "none"}, r"fields.content\S*: none here, \d+ × 5 there"),
+        ({"rung": "none"}, r"fields.content\S*: none here, \d+ by 5 there"),
     ):
         with pytest.raises(ValueError, match=message):
             fit(dataclasses.replace(new, **changes))
@@ -195,6 +229,52 @@ def test_a_warm_start_keeps_the_scales_of_its_labels(rich_config: FitConfig) -> 
     turned = {"label": TaskConfig(), "seconds": TaskConfig()}
     with pytest.raises(ValueError, match=r"reuse.warm_start: found the tasks \[\('label', 'bce'\)"):
         fit(dataclasses.replace(new, tasks=turned))
+
+
+@pytest.mark.parametrize("mode", ["add", "seen"])
+def test_a_warm_start_goes_on_from_what_was_learnt_beside_the_model(
+    mode: str, rich_config: FitConfig
+) -> None:
+    train = dataclasses.replace(
+        rich_config.train, position=PositionConfig(mode=mode), task_weights="uncertainty"
+    )
+    tasks = {"label": TaskConfig(), "seconds": TaskConfig()}
+    old = dataclasses.replace(rich_config, train=train, tasks=tasks)
+    record = fit(old)
+    still = dataclasses.replace(train, lr=1e-9, id_lr=1e-9, max_epochs=1)
+    new = dataclasses.replace(
+        old,
+        out_dir=old.out_dir / "new",
+        train=still,
+        reuse=ReuseConfig(warm_start=old.out_dir),
+        allow_look_ahead=True,
+    )
+    found = fit(new)
+    assert found["places"]["label"] == pytest.approx(record["places"]["label"], abs=1e-5)
+    assert found["task_weights"] == pytest.approx(record["task_weights"], abs=1e-5)
+
+
+def test_a_tower_keeps_the_places_that_a_new_log_lacks_and_adds_its_own() -> None:
+    for num_places, expected in ((2, [1.0, 2.0, 3.0]), (4, [1.0, 2.0, 3.0, 0.0])):
+        tower = PositionTower(num_places)
+        tower.take_over(torch.tensor([1.0, 2.0, 3.0]))
+        assert tower.place_P.tolist() == expected
+
+
+def test_an_imputation_goes_on_with_a_grown_table(rich_config: FitConfig) -> None:
+    train = dataclasses.replace(
+        rich_config.train, debias=DebiasConfig(loss="dr", propensity="logged")
+    )
+    old = dataclasses.replace(rich_config, head=DEEPFM, train=train)
+    fit(old)
+    reuse = ReuseConfig(warm_start=old.out_dir)
+    new = dataclasses.replace(old, reuse=reuse, out_dir=old.out_dir / "new", allow_look_ahead=True)
+    still = dataclasses.replace(train, lr=1e-9, id_lr=1e-9, max_epochs=1)
+    fit(dataclasses.replace(new, train=still))
+    before, after = (load_file(one.out_dir / "objective.safetensors") for one in (old, new))
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value, atol=1e-5, rtol=0)
 
 
 def test_a_student_comes_near_its_teacher(fit_config: FitConfig) -> None:
