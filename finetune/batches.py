@@ -7,6 +7,7 @@ Shapes: N impressions, B impressions of a batch.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor
 from finetune.content import ContentFeatures
 from finetune.data import Catalogue, Impressions
 from finetune.order import BLOCK_ROWS, SHUFFLE_ROWS, NegativeSampling, epoch_windows
+
+LastBatch = Literal["dropped", "shared"]
 
 
 @dataclass(frozen=True)
@@ -93,11 +96,26 @@ class CtrTable:
         )
 
 
+def num_training_rows(impressions: Impressions, *, negative_rate: float) -> int:
+    """Impressions that an epoch trains on."""
+    sampling = _sampling(impressions, negative_rate)
+    return sampling.num_kept if sampling else len(impressions)
+
+
+def _sampling(impressions: Impressions, negative_rate: float) -> NegativeSampling | None:
+    if negative_rate == 1:
+        return None
+    return NegativeSampling.of(impressions.label_N.numpy(), negative_rate)
+
+
 class TrainBatches:
     """One epoch of training batches, those of this rank.
 
     A step's global batch does not depend on the number of ranks; rank r takes every world-th
-    impression of it. The last, partial global batch is left out: its gradient is the noisiest.
+    impression of it. The last, partial global batch is left out (`dropped`): its gradient is the
+    noisiest, and another epoch mixes anew. Where there is no other epoch it is `shared`: batches
+    are as near to `batch_size` as they can be alike, and hold every impression, or of several ranks
+    all but fewer than there are ranks.
     """
 
     def __init__(
@@ -110,24 +128,35 @@ class TrainBatches:
         rank: int = 0,
         world: int = 1,
         negative_rate: float = 1.0,
+        last_batch: LastBatch = "dropped",
     ) -> None:
         if batch_size % world:
             raise ValueError(
                 f"train.batch_size: found {batch_size}, expected a multiple of the {world} ranks"
             )
         self.table = table
-        self.sampling = None
-        if negative_rate < 1:
-            self.sampling = NegativeSampling.of(table.impressions.label_N.numpy(), negative_rate)
+        self.sampling = _sampling(table.impressions, negative_rate)
         self.num_rows = self.sampling.num_kept if self.sampling else len(table)
-        self.batch_size = min(batch_size, self.num_rows // world * world)
+        if self.num_rows < world:
+            raise ValueError(
+                f"training: found {self.num_rows} impressions to train on, expected at least one "
+                f"for each of the {world} ranks; use fewer devices, a higher train.negative_rate "
+                "or more impressions"
+            )
+        a_rank = self.num_rows // world
+        self.batch_size = min(batch_size, a_rank * world)
+        steps = self.num_rows // self.batch_size
+        self.bounds = [step * self.batch_size for step in range(steps + 1)]
+        if last_batch == "shared":
+            steps = min(max(1, round(self.num_rows / self.batch_size)), a_rank)
+            self.bounds = [step * a_rank // steps * world for step in range(steps + 1)]
         self.seed = seed
         self.epoch = epoch
         self.rank = rank
         self.world = world
 
     def __len__(self) -> int:
-        return self.num_rows // self.batch_size
+        return len(self.bounds) - 1
 
     def __iter__(self) -> Iterator[Batch]:
         mapped = self.table.impressions.mapped
@@ -138,17 +167,19 @@ class TrainBatches:
             shuffle_rows=self.table.shuffle_rows,
             sampling=self.sampling,
         )
-        left = np.empty(0, np.int64)
+        left, step = np.empty(0, np.int64), 0
         for window in windows:
             if mapped is not None:
                 mapped.release()
                 mapped.will_need(window.starts, BLOCK_ROWS)
             rows = np.concatenate([left, window.rows]) if len(left) else window.rows
-            whole = len(rows) // self.batch_size * self.batch_size
-            for start in range(0, whole, self.batch_size):
-                of_rank = rows[start + self.rank : start + self.batch_size : self.world]
+            first = self.bounds[step]  # where these rows begin in the epoch
+            while step < len(self) and self.bounds[step + 1] - first <= len(rows):
+                start, stop = self.bounds[step] - first, self.bounds[step + 1] - first
+                of_rank = rows[start + self.rank : stop : self.world]
                 yield self.table.batch(torch.from_numpy(of_rank))
-            left = rows[whole:]
+                step += 1
+            left = rows[self.bounds[step] - first :]
 
 
 class EvalBatches:

@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
-from finetune.batches import Batch, CtrTable, EvalBatches, TrainBatches
+from finetune.batches import Batch, CtrTable, EvalBatches, LastBatch, TrainBatches
 from finetune.metrics import auc, log_loss
 from finetune.model import CtrModel
 from finetune.objective import Objective, batch_label
@@ -40,6 +40,7 @@ class CtrModule(pl.LightningModule):
         valid: CtrTable,
         seed: int,
         encoder_lr: float = 1.0e-4,
+        last_batch: LastBatch = "dropped",
     ) -> None:
         super().__init__()
         self.model = model
@@ -49,6 +50,7 @@ class CtrModule(pl.LightningModule):
         self.train_table = train
         self.valid_table = valid
         self.seed = seed
+        self.last_batch: LastBatch = last_batch
         self.history: list[Epoch] = []
         self._train_logits: list[Tensor] = []
         self._train_labels: list[Tensor] = []
@@ -73,6 +75,7 @@ class CtrModule(pl.LightningModule):
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,
             negative_rate=self.config.negative_rate,
+            last_batch=self.last_batch,
         )
 
     def val_dataloader(self) -> EvalBatches:
