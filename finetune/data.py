@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -47,6 +48,7 @@ logger = logging.getLogger(__name__)
 ENCODING_VERSION = 1
 """Of the files that hold an encoded split; others are encoded anew."""
 _OUTCOME = "outcome."  # before the names of columns that are never an input
+_PIECE_ROWS = 1 << 16  # of days, encoded at a time
 _MEMORY_SHARE = 4  # one encoded split may take a quarter of the memory that is free
 
 
@@ -115,15 +117,23 @@ class CtrData:
     """How often the test split was read; a run may open it once, at its end."""
 
     @staticmethod
-    def learn(dataset: Dataset, inputs: InputConfig, train: pa.Table | None = None) -> "CtrData":
+    def learn(
+        dataset: Dataset,
+        inputs: InputConfig,
+        train: pa.Table | None = None,
+        *,
+        older: Vocabulary | None = None,
+    ) -> "CtrData":
         """Build the vocabulary from the training split and refuse empty splits.
 
-        With `train` from those impressions instead, where days take the place of splits.
+        With `train` from those impressions instead, where days take the place of splits. What is
+        hashed is up to `older`, where the vocabulary is to grow from that one.
         """
         if train is None:
             check_splits(dataset)
         pieces = split_pieces(dataset, "train") if train is None else [train]
-        return CtrData.of(dataset, learn_vocabulary(dataset, inputs, pieces), inputs)
+        vocabulary = learn_vocabulary(dataset, inputs, pieces, older=older)
+        return CtrData.of(dataset, vocabulary, inputs)
 
     @staticmethod
     def of(dataset: Dataset, vocabulary: Vocabulary, inputs: InputConfig) -> "CtrData":
@@ -187,13 +197,33 @@ class CtrData:
         """Impressions with `user_row` (-1: unknown), `item_row`, `time`, `label` and context."""
         return self._impressions(columns_in_memory([self._piece(table)], num_rows=table.num_rows))
 
+    def encode_days(self, table: pa.Table) -> Impressions:
+        """The same, a piece after the other, and in files where `memory_mb` is too little.
+
+        The files have no names once they are mapped: they are gone with the impressions.
+        """
+        num_rows = table.num_rows
+        starts = range(0, num_rows, _PIECE_ROWS)
+        pieces = (self._piece(table.slice(start, _PIECE_ROWS)) for start in starts)
+        if self._row_bytes(table) * num_rows <= self._memory_bytes():
+            return self._impressions(columns_in_memory(pieces, num_rows=num_rows))
+        root = self._cache_root()
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root, prefix="days-") as folder:
+            write_columns(pieces, Path(folder) / "columns", num_rows=num_rows)
+            mapped = MappedColumns.open(Path(folder) / "columns")
+        return self._impressions(mapped.tensors, mapped=mapped)
+
+    def _row_bytes(self, table: pa.Table) -> int:
+        """What an encoded impression takes."""
+        return sum(values.nbytes for values in self._piece(table.slice(0, 1)).values())
+
     def _encode_split(self, split: SplitName) -> Impressions:
         """A split in memory if it fits, otherwise from its files, which are written once."""
         pieces = (self._piece(table) for table in split_pieces(self.dataset, split))
         num_rows = self.dataset.manifest.counts[f"impressions_{split}"]
-        first = self._piece(next(split_pieces(self.dataset, split)).slice(0, 1))
-        num_bytes = num_rows * sum(values.nbytes for values in first.values())
-        if num_bytes <= self._memory_bytes():
+        row_bytes = self._row_bytes(next(split_pieces(self.dataset, split)))
+        if num_rows * row_bytes <= self._memory_bytes():
             return self._impressions(columns_in_memory(pieces, num_rows=num_rows))
         folder = self._cache_folder(split)
         if not folder.is_dir():
@@ -210,14 +240,16 @@ class CtrData:
 
     def _cache_folder(self, split: SplitName) -> Path:
         """Named by all that decides how a split is encoded."""
-        root = self.cache_dir
-        if root is None:
-            given = os.environ.get(CACHE_VARIABLE)
-            root = (Path(given) if given else Path.home() / ".cache" / "triptych") / "encoded"
         about = [ENCODING_VERSION, split, self.multi_length, asdict(self.vocabulary)]
         found = hashlib.sha256((self.dataset.dir / MANIFEST_FILE).read_bytes())
         found.update(json.dumps(about, sort_keys=True).encode())
-        return root / f"{split}-{found.hexdigest()[:24]}"
+        return self._cache_root() / f"{split}-{found.hexdigest()[:24]}"
+
+    def _cache_root(self) -> Path:
+        if self.cache_dir is not None:
+            return self.cache_dir
+        given = os.environ.get(CACHE_VARIABLE)
+        return (Path(given) if given else Path.home() / ".cache" / "triptych") / "encoded"
 
     def _impressions(
         self, columns: dict[str, Tensor], mapped: MappedColumns | None = None
@@ -316,9 +348,16 @@ _KINDS = {
 
 
 def learn_vocabulary(
-    dataset: Dataset, inputs: InputConfig, pieces: Iterable[pa.Table]
+    dataset: Dataset,
+    inputs: InputConfig,
+    pieces: Iterable[pa.Table],
+    *,
+    older: Vocabulary | None = None,
 ) -> Vocabulary:
-    """Count training impressions piece by piece, users and items by how often they occur."""
+    """Count training impressions piece by piece, users and items by how often they occur.
+
+    With `older` what is hashed there is hashed, and nothing else that the settings do not name.
+    """
     features = dataset.manifest.features
     types: dict[Owner, dict[str, str]] = {
         "user": dict(features.user),
@@ -335,7 +374,10 @@ def learn_vocabulary(
                 f"are {fitting}"
             )
     counts = start_counts(types, log_features=inputs.log_features)
-    not_counted = {*inputs.hash_buckets, *inputs.item_sequences}
+    not_counted = {key for key in counts if key[1] in inputs.hash_buckets}
+    not_counted |= {key for key in counts if key[1] in inputs.item_sequences}
+    if older is not None:
+        not_counted |= {(one.owner, one.name) for one in older.categorical if one.hash_buckets}
     occurs = {
         "user": np.zeros(dataset.num_users, np.int64),
         "item": np.zeros(dataset.num_items, np.int64),
@@ -345,10 +387,10 @@ def learn_vocabulary(
             count_R += np.bincount(table[f"{owner}_row"].to_numpy(), minlength=len(count_R))
         once = np.ones(table.num_rows, np.int64)
         for (owner, name), counted in counts.items():
-            if owner == "context" and name not in not_counted:
+            if owner == "context" and (owner, name) not in not_counted:
                 counted.add(table[name], once)
     for (owner, name), counted in counts.items():
-        if owner != "context" and name not in not_counted:
+        if owner != "context" and (owner, name) not in not_counted:
             table = dataset.users if owner == "user" else dataset.items
             count_rows(counted, table[name], occurs[owner])
     return vocabulary_of(
@@ -357,4 +399,5 @@ def learn_vocabulary(
         hash_buckets=inputs.hash_buckets,
         hash_above=inputs.hash_above,
         item_sequences=inputs.item_sequences,
+        older=older,
     )

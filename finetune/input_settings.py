@@ -38,7 +38,8 @@ class InputConfig:
     rows of the table instead of having a vocabulary; values may collide."""
 
     hash_above: int | None = None
-    """Values above which a vocabulary gives way to hashing into as many rows; null: never."""
+    """Values above which a vocabulary gives way to hashing into as many rows; null: never. A model
+    that goes on from an older one hashes what that one hashed."""
 
     log_features: tuple[str, ...] = ()
     """Numeric features taken as sign(x) log(1 + |x|) before they are standardised."""

@@ -186,8 +186,14 @@ def vocabulary_of(
     hash_buckets: Mapping[str, int],
     hash_above: int | None,
     item_sequences: Sequence[str],
+    older: Vocabulary | None = None,
 ) -> Vocabulary:
-    """Give every field its rows of the table; the arguments are as in `InputConfig`."""
+    """Give every field its rows of the table; the arguments are as in `InputConfig`.
+
+    A field of `older`, which the vocabulary is to grow from, is hashed or not as it was there,
+    however many values there are by now.
+    """
+    before = {} if older is None else {(one.owner, one.name): one for one in older.categorical}
     categorical: list[CategoricalField] = []
     numeric: list[NumericField] = []
     offset = 0
@@ -206,6 +212,9 @@ def vocabulary_of(
             )
             continue
         buckets, values = hash_buckets.get(name), list[Any]()
+        known = before.get((owner, name))
+        if known is not None and buckets is None and name not in item_sequences:
+            buckets = known.hash_buckets
         if buckets is None and name not in item_sequences:
             totals = counted.totals()
             kept = totals.filter(pc.greater_equal(totals["weight"], min_count))["value"]
@@ -214,7 +223,7 @@ def vocabulary_of(
                     totals["weight"].to_numpy(),
                     owner=owner, name=name, num_values=len(kept), min_count=min_count,
                 )  # fmt: skip
-            if hash_above is not None and len(kept) > hash_above:
+            if known is None and hash_above is not None and len(kept) > hash_above:
                 buckets = hash_above
                 logger.info("%s: %d values, hashed into %d rows", name, len(kept), buckets)
             else:

@@ -100,7 +100,7 @@ def grown_vocabulary(old: Vocabulary, new: Vocabulary) -> Vocabulary:
             raise ValueError(
                 f"reuse.warm_start: found {one.name} hashed into {one.hash_buckets} rows and "
                 f"sharing those of {one.shares}, expected {older.hash_buckets} and {older.shares} "
-                "as in the older run; correct hash_buckets, hash_above and item_sequences"
+                "as in the older run; correct hash_buckets and item_sequences"
             )
         values = list(dict.fromkeys([*older.values, *one.values]))
         grown.append(dataclasses.replace(one, offset=offset, values=values))
