@@ -1,6 +1,6 @@
 """Settings of daily training. No torch, as `--help` must not wait for it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +15,8 @@ class DailyConfig(InputConfig):
     """Train day by day and test each model on the day after, before it learns from it."""
 
     out_dir: Path
-    """Folder of metrics.json and report.html."""
+    """Folder of metrics.json, written anew after every day, and report.html. The same command
+    again goes on after the last day that was learnt (state/), unless settings or data differ."""
 
     modes: tuple[DailyMode, ...] = ("incremental", "retrained", "stale")
     """incremental: yesterday's model learns the new day, its vocabulary grown. retrained: a new
@@ -25,8 +26,9 @@ class DailyConfig(InputConfig):
     """Days that every first model learns."""
 
     day_epochs: int = 1
-    """Passes over a new day of the incremental model; the others' are train.max_epochs, as no later
-    day may say when to stop."""
+    """Passes over a new day of the incremental model, each over all of its impressions: its batches
+    are as near to train.batch_size as they can be alike. The others' are train.max_epochs, as no
+    later day may say when to stop."""
 
     day_starts_at: float = 0.0
     """Hour (UTC) at which a day begins."""
@@ -53,13 +55,10 @@ class DailyConfig(InputConfig):
 
     def as_fit(self) -> FitConfig:
         """What one model is trained by."""
+        inputs = {one.name: getattr(self, one.name) for one in fields(InputConfig)}
         return FitConfig(
-            dataset_dir=self.dataset_dir,
+            **inputs,
             out_dir=self.out_dir,
-            history_length=self.history_length,
-            multi_length=self.multi_length,
-            min_count=self.min_count,
-            tasks=self.tasks,
             seed=self.seed,
             head=self.head,
             train=self.train,

@@ -31,7 +31,7 @@ from finetune.knock_outs import knock_outs
 from finetune.make import train_make
 from finetune.model import CtrModel
 from finetune.module import MONITOR, CtrModule
-from finetune.objective import Objective
+from finetune.objective import Objective, check_outcomes
 from finetune.reuse import reuse
 from finetune.settings import FitConfig, InputConfig
 from finetune.slices import slice_columns, slice_masks
@@ -68,9 +68,11 @@ class Inputs:
     def open(config: InputConfig) -> "Inputs":
         """Read the dataset and learn its vocabulary."""
         dataset = open_dataset(config.dataset_dir)
-        data = CtrData.learn(dataset, config)
+        older = None
         if isinstance(config, FitConfig) and config.reuse.warm_start is not None:
             older = older_vocabulary(config.reuse.warm_start)
+        data = CtrData.learn(dataset, config, older=older)
+        if older is not None:
             data.vocabulary = grown_vocabulary(older, data.vocabulary)
         return Inputs(dataset, data)
 
@@ -119,6 +121,13 @@ def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
         negative_rate=config.train.negative_rate,
     )
     objective = Objective(config, data=inputs.data, tasks=tasks)
+    check_outcomes(
+        config,
+        data=inputs.data,
+        tasks=tasks,
+        where=f"{inputs.dataset.dir}/ctr/train",
+        remedy="move the cut-offs and re-run python -m data_prep shard",
+    )
     reused = reuse(config, model, data=inputs.data)
     if older is not None:
         objective.take_over(

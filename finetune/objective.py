@@ -22,6 +22,7 @@ from finetune.position_bias import PositionTower
 from finetune.reuse import TEACHER, distilled
 from finetune.rungs import parse_rung
 from finetune.settings import FitConfig, TrainConfig
+from finetune.task_metrics import has_both_arms
 from finetune.task_settings import CLICK
 from finetune.tasks import Task, label_of
 from finetune.uplift import Arms, factual_loss
@@ -279,6 +280,22 @@ def check_objective(config: FitConfig, *, data: CtrData, tasks: Sequence[Task]) 
     for is_refused, key, found, expected in refused:
         if is_refused:
             raise ValueError(f"{key}: found {found}, expected {expected}; correct it in the config")
+
+
+def check_outcomes(
+    config: FitConfig, *, data: CtrData, tasks: Sequence[Task], where: str, remedy: str
+) -> None:
+    """Refuse training impressions of one arm alone, with one value alone of a label, or esmm's
+    second label without its first.
+
+    Args:
+        config: says whether there are arms.
+        data: whose training impressions are looked at.
+        tasks: what is learnt.
+        where: what they are called in an error.
+        remedy: what makes more of them training impressions.
+    """
+    names = [task.name for task in tasks]
     if config.head.name == "esmm" and [task.is_binary for task in tasks] == [True, True]:
         click_N, after_N = (label_of(data.train, name) > 0.5 for name in names)
         if strange := int((after_N & ~click_N).sum()):
@@ -287,20 +304,22 @@ def check_objective(config: FitConfig, *, data: CtrData, tasks: Sequence[Task]) 
                 f"{names[1]} but without {names[0]}, expected none, as esmm's second task is what "
                 "follows its first; swap the tasks, or choose mmoe"
             )
-    if has_arms:
+    if config.head.name == "two_arms" and not has_both_arms(data.train):
         treated = float(data.train.outcomes["treatment"].mean())
-        if not 0 < treated < 1:
-            raise ValueError(
-                f"{data.dataset.dir}/ctr/train: found a share of {treated:g} treated, expected "
-                "both arms; correct impressions.treatment"
-            )
-    single = [task.name for task in tasks if _is_constant(label_of(data.train, task.name))]
-    if single:
+        raise ValueError(
+            f"{where}: found a share of {treated:g} treated, expected both arms; correct "
+            "impressions.treatment"
+        )
+    if single := constant_labels(data, tasks):
         raise ValueError(
             f"tasks: found one value alone in the training labels of {single}, expected two or "
-            "more; leave them out of tasks, or move the cut-offs and re-run python -m data_prep "
-            "shard"
+            f"more; leave them out of tasks, or {remedy}"
         )
+
+
+def constant_labels(data: CtrData, tasks: Sequence[Task]) -> list[str]:
+    """Labels of which the training impressions have one value alone."""
+    return [task.name for task in tasks if _is_constant(label_of(data.train, task.name))]
 
 
 def _is_constant(values_N: Tensor) -> bool:

@@ -1,11 +1,12 @@
 """report.html of daily training: one file, no script, nothing from elsewhere."""
 
 from collections.abc import Mapping
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
 from data_prep.figures import BLUE, GREY, RUST, house_style, new_figure, svg
-from data_prep.html_page import figure, page, section, table
+from data_prep.html_page import Html, figure, page, section, table
 from data_prep.records import replace_file
 
 REPORT_FILE = "report.html"
@@ -35,14 +36,28 @@ def write_report(found: Mapping[str, Any], out_dir: Path) -> None:
             section(
                 "In figures", "", table(["day", *_headings(modes, names)], _rows(found, names))
             ),
+            *_odd_days(found),
         ],
     )
     replace_file(out_dir / REPORT_FILE, text.encode())
 
 
+def _odd_days(found: Mapping[str, Any]) -> list[Html]:
+    if not found["odd_days"]:
+        return []
+    rows = [[one["day"], one["mode"], one["what"]] for one in found["odd_days"]]
+    text = f"{len(rows)} of the days that were to be learnt."
+    return [section("Odd days", text, table(["day", "model", "what"], rows))]
+
+
+def _figure(value: float | None) -> str:
+    """n/a where a day has no such figure, such as an AUC without a click."""
+    return "n/a" if value is None or isnan(value) else f"{value:.4f}"
+
+
 def _mean(found: Mapping[str, Any], mode: str, names: Mapping[str, str]) -> str:
     values = found["mean"][mode]
-    return ", ".join(f"{text} {values[key]:.4f}" for key, text in names.items())
+    return ", ".join(f"{text} {_figure(values[key])}" for key, text in names.items())
 
 
 def _headings(modes: list[str], names: Mapping[str, str]) -> list[str]:
@@ -58,7 +73,7 @@ def _rows(found: Mapping[str, Any], names: Mapping[str, str]) -> list[list[str]]
     return [
         [
             day,
-            *(f"{of_mode[mode][key]:.4f}" for mode in found["mean"] for key in first),
+            *(_figure(of_mode[mode][key]) for mode in found["mean"] for key in first),
             f"{next(iter(of_mode.values()))['impressions']:,}",
         ]
         for day, of_mode in days.items()
@@ -74,7 +89,7 @@ def _curves(found: Mapping[str, Any], names: Mapping[str, str]) -> str:
                 rows = [row for row in found["days"] if row["mode"] == mode]
                 axes.plot(
                     [row["day"][5:] for row in rows],
-                    [row[key] for row in rows],
+                    [nan if row[key] is None else row[key] for row in rows],
                     "o-", ms=3, lw=1.3, color=COLOURS[mode], label=mode,
                 )  # fmt: skip
             axes.set(title=f"{names[key]} on the next day")

@@ -4,6 +4,7 @@ Shapes: N impressions.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from finetune.uplift_curves import auuc, qini_coefficient, uplift_curve
 
 Figures = dict[str, float]
 UPLIFT = "uplift"
+UPLIFT_FIGURES = ("qini", "auuc", "average_effect", "predicted_effect")
 
 
 def task_figures(
@@ -51,16 +53,25 @@ def task_figures(
 
 
 def all_figures(
-    tasks: Sequence[Task], impressions: Impressions, predicted: Mapping[str, Tensor]
+    tasks: Sequence[Task],
+    impressions: Impressions,
+    predicted: Mapping[str, Tensor],
+    *,
+    one_arm: Literal["refuse", "nan"] = "refuse",
 ) -> dict[str, Figures]:
-    """Figures of every task by name; of two arms of their one label, and of its uplift."""
+    """Figures of every task by name; of two arms of their one label, and of its uplift.
+
+    Impressions of one arm alone say nothing of an uplift: `one_arm` is what becomes of that.
+    """
     user_N = impressions.user_N.numpy()
     if UPLIFT in predicted:
         label_N = label_of(impressions, tasks[0].name).numpy()
         factual_N = primary_prediction(impressions, predicted).numpy()
         return {
             tasks[0].name: task_figures(tasks[0], user_N, label_N, predicted_N=factual_N),
-            UPLIFT: uplift_figures(impressions, label_N, predicted),
+            UPLIFT: uplift_figures(impressions, label_N, predicted)
+            if one_arm == "refuse" or has_both_arms(impressions)
+            else dict.fromkeys(UPLIFT_FIGURES, float("nan")),
         }
     return {
         task.name: task_figures(
@@ -71,6 +82,11 @@ def all_figures(
         )
         for task in tasks
     }
+
+
+def has_both_arms(impressions: Impressions) -> bool:
+    """Whether some are treated, and some are not."""
+    return 0 < float(impressions.outcomes["treatment"].mean()) < 1
 
 
 def primary_prediction(impressions: Impressions, predicted: Mapping[str, Tensor]) -> Tensor:

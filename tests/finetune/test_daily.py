@@ -2,19 +2,25 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
+import torch
 
 from data_prep.dataset import Dataset
 from finetune import daily as module
+from finetune.batches import CtrTable, TrainBatches
 from finetune.cli import main
 from finetune.daily import by_day, daily, train_new, train_on
 from finetune.daily_settings import DailyConfig
+from finetune.daily_state import ProgressFolder
+from finetune.data import CtrData
 from finetune.settings import FitConfig, HeadConfig, TrainConfig, TrainerConfig
-from finetune.task_settings import TaskConfig
+from finetune.task_settings import PositionConfig, TaskConfig
 
 
 @pytest.fixture
@@ -50,10 +56,10 @@ def test_a_model_is_tested_on_a_day_before_it_learns_it(
     tested: list[tuple[int, int]] = []
     of_training, of_test = module._train, module.test
 
-    def train(config, data, model, *, epochs):  # noqa: ANN001, ANN202
+    def train(config, data, model, **more):  # noqa: ANN001, ANN003, ANN202
         newest = int(data.train.time_N.max())
         model.newest = max(newest, getattr(model, "newest", 0))
-        return of_training(config, data, model, epochs=epochs)
+        return of_training(config, data, model, **more)
 
     def test(trained, day):  # noqa: ANN001, ANN202
         tested.append((trained.model.newest, int(day["time"].to_numpy().min())))
@@ -124,6 +130,230 @@ def test_the_command_runs_and_refuses_too_few_days(
     assert "stale: {'auc':" in capsys.readouterr().out
     assert main([*words, "--first_days", "500"]) == 2
     assert "days of impressions, expected more than first_days" in capsys.readouterr().err
+
+
+def some_days(
+    monkeypatch: pytest.MonkeyPatch, changed: dict[int, Callable[[pa.Table], pa.Table]], num: int
+) -> None:
+    """Let `daily` see the first `num` days alone, some of them changed."""
+    whole = module.by_day
+
+    def by_day(*given: object, **more: object) -> dict[str, pa.Table]:
+        days = dict(list(whole(*given, **more).items())[:num])
+        for place, change in changed.items():
+            name = list(days)[place]
+            days[name] = change(days[name])
+        return days
+
+    monkeypatch.setattr(module, "by_day", by_day)
+
+
+def without_a_click(day: pa.Table) -> pa.Table:
+    return day.filter(pc.equal(day["label"], 0))
+
+
+def test_a_day_without_a_click_is_learnt_and_told_of(
+    config: DailyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some_days(monkeypatch, {41: without_a_click}, 44)
+    config = dataclasses.replace(config, modes=("incremental",))
+    found = daily(config)
+    (odd,) = found["odd_days"]
+    assert odd["what"] == "learnt with one value alone of label"
+    assert odd["day"] == found["days"][1]["day"]
+    written = json.loads((config.out_dir / "metrics.json").read_text())
+    aucs = [row["auc"] for row in written["days"]]
+    assert [one is None for one in aucs] == [False, True, False, False]
+    assert written["mean"]["incremental"]["auc"] == pytest.approx(np.mean(aucs[:1] + aucs[2:]))
+    page = (config.out_dir / "report.html").read_text()
+    assert "Odd days" in page
+    assert "n/a" in page
+
+
+def test_first_days_without_a_click_are_refused(
+    config: DailyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some_days(monkeypatch, {0: without_a_click}, 3)
+    with pytest.raises(ValueError, match="or raise first_days, 1"):
+        daily(dataclasses.replace(config, first_days=1))
+
+
+def test_a_day_of_one_arm_is_passed_over(
+    config: DailyConfig, rich_config: FitConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    treated = {51: lambda day: day.filter(pc.equal(day["treatment"], 1))}
+    some_days(monkeypatch, treated, 53)
+    head = HeadConfig(name="two_arms", embedding_width=4, hidden=(8,), tower_hidden=(4,))
+    found = daily(
+        dataclasses.replace(
+            config,
+            dataset_dir=rich_config.dataset_dir,
+            head=head,
+            tasks={"came_back": TaskConfig()},
+            modes=("incremental",),
+            first_days=50,
+        )
+    )
+    assert [one["what"][:11] for one in found["odd_days"]] == ["passed over"]
+    assert [np.isnan(row["tasks"]["uplift"]["qini"]) for row in found["days"]] == [
+        False,
+        True,
+        False,
+    ]
+    assert found["days"][2]["new_values"] == 0
+
+
+def test_a_vocabulary_that_outgrows_hash_above_goes_on_as_it_was(
+    config: DailyConfig, dataset: Dataset
+) -> None:
+    days = list(by_day(dataset, day_starts_at=0.0).values())
+    known = pa.concat_tables(days[:41])
+    sizes = [
+        len(train_new(config, dataset, part).data.vocabulary.named("item_id").values)
+        for part in (pa.concat_tables(days[:10]), known)
+    ]
+    assert sizes[0] < sizes[1]
+    config = dataclasses.replace(config, hash_above=sizes[0])
+    first = train_new(config, dataset, pa.concat_tables(days[:10]))
+    second = train_on(config, dataset, days[40], known=known, older=first)
+    assert second.data.vocabulary.named("item_id").hash_buckets is None
+    assert len(second.data.vocabulary.named("item_id").values) == sizes[1]
+    config = dataclasses.replace(config, hash_above=sizes[0] - 1)
+    hashed = train_new(config, dataset, pa.concat_tables(days[:10]))
+    assert hashed.data.vocabulary.named("item_id").hash_buckets == sizes[0] - 1
+    config = dataclasses.replace(config, hash_above=None)
+    second = train_on(config, dataset, days[40], known=known, older=hashed)
+    assert second.data.vocabulary.named("item_id").hash_buckets == sizes[0] - 1
+
+
+def test_a_place_tower_goes_on_from_day_to_day(
+    config: DailyConfig, rich_config: FitConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some_days(monkeypatch, {}, 53)
+    before, after = [], []
+    of_training = module._train
+
+    def train(*given, objective, **more):  # noqa: ANN001, ANN002, ANN003, ANN202
+        before.append(objective.state())
+        seconds = of_training(*given, objective=objective, **more)
+        after.append(objective.state())
+        return seconds
+
+    monkeypatch.setattr(module, "_train", train)
+    daily(
+        dataclasses.replace(
+            config,
+            dataset_dir=rich_config.dataset_dir,
+            train=dataclasses.replace(config.train, position=PositionConfig(mode="add")),
+            modes=("incremental",),
+            first_days=50,
+        )
+    )
+    assert len(before) == 3
+    for last, first in zip(after[:-1], before[1:], strict=True):
+        assert last.keys() == {"place.add.label"}
+        assert torch.equal(last["place.add.label"], first["place.add.label"])
+
+
+def test_a_new_day_is_learnt_to_its_last_impression(config: DailyConfig, dataset: Dataset) -> None:
+    days = list(by_day(dataset, day_starts_at=0.0).values())
+    first = train_new(config, dataset, pa.concat_tables(days[:10]))
+    data = first.data
+    data.train = data.encode_days(pa.concat_tables(days[10:14]))
+    table = CtrTable(data.train, data.users, data.items, None)
+    num = len(table)
+    for batch_size in (num // 3 + 2, num - 1, num // 2 * 3, 4 * num, 7):
+        batches = TrainBatches(
+            table, batch_size=batch_size, seed=0, epoch=lambda: 0, last_batch="shared"
+        )
+        sizes = [len(batch.label_B) for batch in batches]
+        assert sum(sizes) == num
+        assert len(sizes) == len(batches) == max(1, round(num / min(batch_size, num)))
+        assert max(sizes) - min(sizes) <= 1
+    of_ranks = [
+        [
+            len(batch.label_B)
+            for batch in TrainBatches(
+                table, batch_size=64, seed=0, epoch=lambda: 0, rank=rank, world=4,
+                last_batch="shared",
+            )
+        ]
+        for rank in range(4)
+    ]  # fmt: skip
+    assert of_ranks == [of_ranks[0]] * 4
+    assert sum(map(sum, of_ranks)) == num // 4 * 4
+    few = CtrTable(data.encode(days[0].slice(0, 3)), data.users, data.items, None)
+    with pytest.raises(ValueError, match="found 3 impressions to train on, expected at least one"):
+        TrainBatches(few, batch_size=64, seed=0, epoch=lambda: 0, world=4)
+
+
+def test_settings_of_reading_reach_the_days(
+    config: DailyConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    some_days(monkeypatch, {}, 42)
+    config = dataclasses.replace(config, modes=("incremental",))
+    expected = daily(config)["days"]
+    tables = []
+
+    def table(*given: object) -> CtrTable:
+        tables.append(CtrTable(*given))
+        return tables[-1]
+
+    monkeypatch.setattr(module, "CtrTable", table)
+    monkeypatch.setattr(CtrData, "_memory_bytes", lambda self: 1e3 * self.memory_mb)
+    mapped = dataclasses.replace(
+        config, memory_mb=1, cache_dir=tmp_path / "cache", shuffle_rows=1_000_000
+    )
+    found = daily(mapped)["days"]
+    assert [row["auc"] for row in found] == [row["auc"] for row in expected]
+    trained = [one for one in tables if one.shuffle_rows == 1_000_000]
+    assert len(trained) == 2
+    assert all(one.impressions.mapped is not None for one in trained)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_killed_training_goes_on_to_the_same_figures(
+    config: DailyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some_days(monkeypatch, {41: without_a_click}, 44)
+    whole = daily(config)
+    killed = dataclasses.replace(config, out_dir=config.out_dir.parent / "killed")
+    of_test, calls = module.test, []
+
+    def test(*given: object) -> dict:
+        calls.append(given)
+        if len(calls) == 8:  # the second mode of the third day
+            raise KeyboardInterrupt
+        return of_test(*given)
+
+    monkeypatch.setattr(module, "test", test)
+    with pytest.raises(KeyboardInterrupt):
+        daily(killed)
+    so_far = json.loads((killed.out_dir / "metrics.json").read_text())
+    assert (len(so_far["days"]), so_far["days_to_come"]) == (6, 2)
+    found = daily(killed)
+    assert len(calls) == 8 + 6
+    assert not (killed.out_dir / "state").exists()
+    for one in (found, whole):
+        for row in [*one["days"], *one["mean"].values()]:
+            del row["train_seconds"]
+    as_written = json.dumps(found).replace("NaN", "null")
+    assert as_written == json.dumps(whole).replace("NaN", "null")
+
+
+def test_other_settings_start_the_days_anew(
+    config: DailyConfig, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some_days(monkeypatch, {}, 42)
+    of_test = module.test
+    monkeypatch.setattr(module, "test", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        daily(config)
+    assert ProgressFolder(config, dataset).restore() is not None
+    monkeypatch.setattr(module, "test", of_test)
+    other = dataclasses.replace(config, seed=1)
+    assert ProgressFolder(other, dataset).restore() is None
+    assert daily(other)["seed"] == 1
 
 
 @pytest.mark.parametrize(
