@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from data_prep.dataset import Dataset
@@ -144,8 +144,5 @@ def _write(trained: Trained, folder: Path) -> None:
     folder.mkdir(parents=True)
     trained.data.vocabulary.save(folder / run_folder.VOCABULARY_FILE)
     run_folder.write_json(as_json(trained.tasks), folder / run_folder.TASKS_FILE)
-    weights = trained.model.state_dict().items()
-    save_file(
-        {name: value.contiguous() for name, value in weights}, folder / run_folder.WEIGHTS_FILE
-    )
+    run_folder.write_tensors(trained.model.state_dict(), folder / run_folder.WEIGHTS_FILE)
     write_objective(trained.learnt, folder)

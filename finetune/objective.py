@@ -285,8 +285,10 @@ def check_objective(config: FitConfig, *, data: CtrData, tasks: Sequence[Task]) 
 def check_outcomes(
     config: FitConfig, *, data: CtrData, tasks: Sequence[Task], where: str, remedy: str
 ) -> None:
-    """Refuse training impressions of one arm alone, with one value alone of a label, or esmm's
-    second label without its first.
+    """Refuse training impressions that say nothing of what is to be learnt.
+
+    Those of one arm alone, with one value alone of a label, or with esmm's second label where the
+    first is not.
 
     Args:
         config: says whether there are arms.
