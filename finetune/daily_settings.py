@@ -12,7 +12,10 @@ DailyMode = Literal["incremental", "retrained", "stale"]
 
 @dataclass(frozen=True, kw_only=True)
 class DailyConfig(InputConfig):
-    """Train day by day and test each model on the day after, before it learns from it."""
+    """Train day by day and test each model on the day after, before it learns from it.
+
+    The impressions of all days are held in memory; `memory_mb` bounds what they are encoded to.
+    """
 
     out_dir: Path
     """Folder of metrics.json, written anew after every day, and report.html. The same command

@@ -12,11 +12,12 @@ class ReuseConfig:
 
     warm_start: Path | None = None
     """Run folder whose weights are the initial ones; its vocabulary grows by new values. Same head,
-    rung, tasks and features."""
+    rung, tasks and features. Scales of numbers, labels and cosines, codebooks, what is hashed, and
+    what was learnt beside the model (places, variances, an imputation) are the older run's."""
 
     teacher: Path | None = None
     """Run folder whose predictions of the first task are learnt beside the labels (Hinton et al.
-    2015); any head, the same binary label."""
+    2015), without the place; any head, the same binary label."""
 
     teacher_weight: float = 0.5
     """Share of the teacher in the first task's loss."""

@@ -241,7 +241,8 @@ def test_a_warm_start_goes_on_from_what_was_learnt_beside_the_model(
     tasks = {"label": TaskConfig(), "seconds": TaskConfig()}
     old = dataclasses.replace(rich_config, train=train, tasks=tasks)
     record = fit(old)
-    still = dataclasses.replace(train, lr=1e-9, id_lr=1e-9, max_epochs=1)
+    places = dataclasses.replace(train.position, lr=1e-9)
+    still = dataclasses.replace(train, lr=1e-9, id_lr=1e-9, max_epochs=1, position=places)
     new = dataclasses.replace(
         old,
         out_dir=old.out_dir / "new",
