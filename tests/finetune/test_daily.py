@@ -230,11 +230,12 @@ def test_a_place_tower_goes_on_from_day_to_day(
     config: DailyConfig, rich_config: FitConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     some_days(monkeypatch, {}, 53)
-    before, after = [], []
+    before, after, last_batches = [], [], []
     of_training = module._train
 
     def train(*given, objective, **more):  # noqa: ANN001, ANN002, ANN003, ANN202
         before.append(objective.state())
+        last_batches.append(more.get("last_batch"))
         seconds = of_training(*given, objective=objective, **more)
         after.append(objective.state())
         return seconds
@@ -249,7 +250,7 @@ def test_a_place_tower_goes_on_from_day_to_day(
             first_days=50,
         )
     )
-    assert len(before) == 3
+    assert last_batches == [None, "shared", "shared"]
     for last, first in zip(after[:-1], before[1:], strict=True):
         assert last.keys() == {"place.add.label"}
         assert torch.equal(last["place.add.label"], first["place.add.label"])
