@@ -25,10 +25,8 @@ def verdict(comparison: Comparison) -> list[str]:
         sentences += _above_aligned(comparison)
     if "noise-none" in comparison.differences:
         sentences.append(_noise(comparison))
-    if len(comparison.runs) == 1:
-        return sentences
     fewest = min(len(runs) for runs in comparison.runs.values())
-    if fewest < 3:
+    if len(comparison.runs) > 1 and fewest < 3:
         sentences.append(
             f"With {fewest} seed{'s' if fewest > 1 else ''} a rung, the spread over seeds is not "
             "known well enough to believe these differences."
