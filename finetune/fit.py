@@ -146,7 +146,7 @@ def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
         encoder_lr=config.content.tune_lr,
     )
     config.out_dir.mkdir(parents=True, exist_ok=True)
-    (config.out_dir / run_folder.METRICS_FILE).unlink(missing_ok=True)
+    run_folder.make_way(config)
     best_epoch = _train(module, config)
 
     opened_before = inputs.data.test_opened

@@ -15,12 +15,14 @@ run/
   content.safetensors  mean and spread of the rung's similarities, codebooks (no file on `none`)
 """
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
 import json
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,11 +45,16 @@ from finetune.settings import FitConfig, HeadConfig, LadderConfig, TrainConfig, 
 from finetune.task_settings import DebiasConfig, PositionConfig, TaskConfig
 from finetune.trust_settings import TrustConfig
 
+logger = logging.getLogger(__name__)
+
 RUN_VERSION = 3
 CONFIG_FILE, METRICS_FILE, HISTORY_FILE = "config.yaml", "metrics.json", "history.csv"
 PREDICTIONS_FILE, WEIGHTS_FILE = "predictions.parquet", "model.safetensors"
 VOCABULARY_FILE, CONTENT_FILE = "vocabulary.json", "content.safetensors"
 TASKS_FILE, OBJECTIVE_FILE = "tasks.json", "objective.safetensors"
+# What speaks of the weights goes before them: without metrics.json a run is not finished.
+_OF_A_RUN = (METRICS_FILE, "off_policy.json", "report.html", PREDICTIONS_FILE, HISTORY_FILE,
+             CONTENT_FILE, OBJECTIVE_FILE, TASKS_FILE, VOCABULARY_FILE, WEIGHTS_FILE)  # fmt: skip
 
 # Where a run is kept and what it shows on its way does not change what it found.
 _NOT_IN_FINGERPRINT = ("out_dir", "memory_mb", "cache_dir")
@@ -158,6 +165,43 @@ def is_finished(config: FitConfig) -> bool:
     if not path.is_file():
         return False
     return bool(json.loads(path.read_text()).get("fingerprint") == fingerprint(config))
+
+
+def make_way(config: FitConfig) -> None:
+    """Remove what an earlier run left in the folder, and say so if it was another one."""
+    for key in ("warm_start", "teacher"):
+        older = getattr(config.reuse, key)
+        if older is not None and older.resolve() == config.out_dir.resolve():
+            raise ValueError(
+                f"out_dir: found {config.out_dir}, which is reuse.{key} too, expected another "
+                "folder, as a run replaces what is in its own"
+            )
+    if (config.out_dir / METRICS_FILE).is_file() and not is_finished(config):
+        found = "a run of another version or of data that have changed since"
+        with contextlib.suppress(ValueError, TypeError, KeyError, FileNotFoundError):
+            older, ours = (
+                dict(_leaves(decisive_settings(one)))
+                for one in (read_config(config.out_dir), config)
+            )
+            names = dict.fromkeys([*older, *ours])
+            changed = [
+                f"{name} {older.get(name)} → {ours.get(name)}"
+                for name in names
+                if older.get(name) != ours.get(name)
+            ]
+            if changed:
+                found = f"a run with {', '.join(changed)}"
+        logger.warning("%s: replaces %s", config.out_dir, found)
+    for name in _OF_A_RUN:
+        (config.out_dir / name).unlink(missing_ok=True)
+
+
+def _leaves(settings: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{name}{key}.")
+        else:
+            yield f"{name}{key}", value
 
 
 def read_config(run_dir: Path) -> FitConfig:

@@ -12,11 +12,14 @@ import pytest
 import torch
 
 from finetune import run_folder
+from finetune.fit import fit
+from finetune.reuse_settings import ReuseConfig
 from finetune.run_folder import fingerprint
-from finetune.settings import FitConfig, LadderConfig
+from finetune.settings import FitConfig, LadderConfig, TrainConfig
 from finetune.vocabulary import CategoricalField, Vocabulary
 
 LIMIT = 1 << 14
+TRAINED_ONCE = TrainConfig(batch_size=256, max_epochs=1)
 Write = Callable[[Path, int], None]
 
 
@@ -121,3 +124,27 @@ def test_a_ladder_read_again_is_the_same(fit_config: FitConfig) -> None:
     run_folder.write_config(fit_config, fit_config.out_dir)
     assert run_folder.read_ladder_config(fit_config.out_dir) is None
     assert run_folder.read_ladder_config(fit_config.out_dir / "none") is None
+
+
+def test_a_run_that_makes_way_for_another_is_named_and_leaves_nothing(
+    fit_config: FitConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    older = dataclasses.replace(fit_config, rung="raw", train=TRAINED_ONCE)
+    fit(older)
+    assert (older.out_dir / run_folder.CONTENT_FILE).is_file()
+    fit(older)
+    assert "replaces" not in caplog.text
+    fit(dataclasses.replace(older, rung="none", seed=1))
+    assert f"{older.out_dir}: replaces a run with " in caplog.text
+    assert "rung raw → none, seed 0 → 1" in caplog.text
+    assert not (older.out_dir / run_folder.CONTENT_FILE).exists()
+
+
+def test_a_run_does_not_replace_the_one_it_starts_from(fit_config: FitConfig) -> None:
+    older = dataclasses.replace(fit_config, train=TRAINED_ONCE)
+    fit(older)
+    before = (older.out_dir / run_folder.METRICS_FILE).read_bytes()
+    again = dataclasses.replace(older, reuse=ReuseConfig(teacher=older.out_dir))
+    with pytest.raises(ValueError, match=r"which is reuse\.teacher too, expected another folder"):
+        fit(again)
+    assert (older.out_dir / run_folder.METRICS_FILE).read_bytes() == before
