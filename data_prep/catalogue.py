@@ -10,6 +10,7 @@ from data_prep.engines import Engine, count_rows
 from data_prep.parquet_files import ROW_GROUP_ROWS, write_parquet
 from data_prep.privacy import Privacy
 from data_prep.sources import MISREAD_SHARE, Source, open_source, refuse_misread_ids
+from data_prep.text_lists import check_lists, with_lists, with_lists_schema
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
@@ -20,10 +21,11 @@ class Catalogue:
     """The items."""
 
     num_items: int
+    source: Source
     rows: "ir.Table"
     """item_id, item_row."""
     table: "ir.Table"
-    """item_row, item_id, arrival (ms or null), features."""
+    """item_row, item_id, arrival (ms or null), features; lists may still be text."""
     content: "ir.Table"
     """item_row, item_id, image, text_<field>, vector_<name>."""
     vector_widths: dict[str, int]
@@ -50,16 +52,19 @@ def read_catalogue(
     _set_aside(engine, source, columns, ledger=ledger, samples=samples)
     ledger.passed("items: with an id", rows_in=rows_in, rows_out=num_items)
 
+    features = source.features(columns.features)
+    check_lists(source, columns.features)
     facts = source.table.select(
         item_id=source.ids(columns.item, setting="item"),
         arrival=_arrival(source, columns),
-        **source.features(columns.features),
+        **features,
     )
     content = source.table.select(
         item_id=source.ids(columns.item, setting="item"), **_content_columns(source, columns)
     )
     return Catalogue(
         num_items=num_items,
+        source=source,
         rows=rows,
         table=rows.inner_join(facts, "item_id"),
         content=rows.inner_join(content, "item_id").relocate("item_row"),
@@ -80,6 +85,7 @@ def write_users(
 ) -> None:
     """Write user_row, user_id and the features; unknown users have null features."""
     table = users.select("user_row", "user_id")
+    source = None
     if columns is not None:
         source = open_source(engine, columns.path, setting="users", unique=columns.user)
         source = privacy.users(source, columns.user)
@@ -93,11 +99,15 @@ def write_users(
         if count_rows(engine, source.table.filter(ids.isnull())) > MISREAD_SHARE * rows:
             refuse_misread_ids(engine, source, columns.user, setting="user", rows=rows)
         features = source.table.select(user_id=ids, **source.features(columns.features))
+        check_lists(source, columns.features)
         joined = table.left_join(features, "user_id")
         table = joined.select("user_row", "user_id", *columns.features)
     ordered = table.order_by("user_row")
     schema = ordered.schema().to_pyarrow()
-    write_parquet(engine.stream(ordered, rows=ROW_GROUP_ROWS, schema=schema), path, schema=schema)
+    tables = engine.stream(ordered, rows=ROW_GROUP_ROWS, schema=schema)
+    kinds = columns.features if columns is not None else {}
+    written = with_lists(tables, kinds, source=source)
+    write_parquet(written, path, schema=with_lists_schema(schema, kinds))
 
 
 def _content_columns(source: Source, columns: ItemColumns) -> dict[str, "ir.Value"]:

@@ -10,8 +10,9 @@ from data_prep.engines import Engine, count_rows
 from data_prep.manifest import FilterCount
 from data_prep.outcomes import outcomes_of, typed_outcomes
 from data_prep.parquet_files import ROW_GROUP_ROWS, write_parquet
-from data_prep.records import QUARANTINE_DIR
+from data_prep.records import QUARANTINE_DIR, FeatureType
 from data_prep.sources import MISREAD_SHARE, Source, open_source, refuse_misread_ids
+from data_prep.text_lists import check_lists
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
@@ -58,6 +59,11 @@ class Log:
     usable: "ir.Table"
     """The same with item_row instead of item_id, of known items."""
 
+    @property
+    def features(self) -> dict[str, FeatureType]:
+        """Of the context; the interactions have none."""
+        return self.columns.features if isinstance(self.columns, ImpressionColumns) else {}
+
 
 def open_log(
     engine: Engine,
@@ -69,8 +75,12 @@ def open_log(
 ) -> Log:
     """Open the interactions or the impressions; `catalogue` has every item's id and row."""
     source = open_source(engine, columns.path, setting=setting)
+    if source.is_text and not engine.rows(source.table.limit(1)):
+        raise _no_rows(source)  # or its columns, which are text then, would be called wrong
     source = privacy.items(privacy.users(source, columns.user), columns.item)
     typed = source.table.select(**_typed_columns(source, columns, catalogue=catalogue))
+    if isinstance(columns, ImpressionColumns):
+        check_lists(source, columns.features)
     if source.is_text:
         typed = engine.keep(f"{setting}_typed", typed)
     needed = [typed[name] for name in ("user_id", "item_id", "time", "label")]
@@ -102,7 +112,7 @@ def set_bad_rows_aside(
     setting = log.source.setting
     rows_in = count_rows(engine, log.typed if log.source.is_text else log.source.table)
     if rows_in == 0:
-        raise ValueError(f"{log.source.path}: found no rows, expected {setting}; give a log")
+        raise _no_rows(log.source)
     if rows_in > usable_rows:
         bad = _with_cause(log, catalogue)
         counts = bad.group_by("cause").aggregate(rows=lambda row: row.count()).order_by("cause")
@@ -114,6 +124,10 @@ def set_bad_rows_aside(
         write_samples(engine, bad, order=order, path=path)
         ledger.set_aside({f"{setting}/{cause}": count for cause, count in causes.items()})
     ledger.passed(f"{setting}: usable rows", rows_in=rows_in, rows_out=usable_rows)
+
+
+def _no_rows(source: Source) -> ValueError:
+    return ValueError(f"{source.path}: found no rows, expected {source.setting}; give a log")
 
 
 def _with_cause(log: Log, catalogue: "ir.Table") -> "ir.Table":

@@ -80,7 +80,8 @@ class ItemColumns:
     arrival_unit: TimeUnit = "auto"
     """How arrival times are written."""
     features: dict[str, FeatureType] = field(default_factory=dict)
-    """Feature columns and their types."""
+    """Feature columns and their types: numeric, categorical, or multi for a list of values. In CSV
+    and TSV a list is written as JSON, such as ["red", "new"]."""
 
     def __post_init__(self) -> None:
         for name in self.vectors:
@@ -108,7 +109,8 @@ class UserColumns:
     user: str = "user_id"
     """Column of user ids, each once."""
     features: dict[str, FeatureType] = field(default_factory=dict)
-    """Feature columns and their types."""
+    """Feature columns and their types: numeric, categorical, or multi for a list of values. In CSV
+    and TSV a list is written as JSON, such as ["red", "new"]."""
 
     def __post_init__(self) -> None:
         _check_features("users.features", self.features, reserved=RESERVED_USER_COLUMNS)
@@ -133,7 +135,7 @@ class ImpressionColumns:
     positive_from: float | None = None
     """Labels of at least this are clicks; null: the column holds 0 and 1 only."""
     features: dict[str, FeatureType] = field(default_factory=dict)
-    """Context features known before the impression, and their types."""
+    """Context features known before the impression, and their types, as of items."""
     labels: dict[str, LabelType] = field(default_factory=dict)
     """Columns of further outcomes: binary (0 and 1, such as a like) or numeric (such as a play
     time). A row with a bad or missing one is set aside."""

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from data_prep.raw_files import RawFiles
 
+SEPARATORS = (",", ";", "|", "\t")
+"""What may part the columns of a .csv."""
+
 
 def files_by_header(
     raw: RawFiles, columns: list[str], *, sep: str
@@ -25,10 +28,10 @@ def files_by_header(
     """
     if len(raw.files) == 1:
         return [(columns, raw)]
-    first = _header(raw.files[0], setting=raw.setting, sep=sep)
+    first = read_header(raw.files[0], setting=raw.setting, sep=sep)
     groups: dict[tuple[str, ...], list[Path]] = {}
     for file in raw.files:
-        header = _header(file, setting=raw.setting, sep=sep)
+        header = read_header(file, setting=raw.setting, sep=sep)
         if missing := [name for name in first if name not in header]:
             raise ValueError(
                 f"{file}: found no column {', '.join(map(repr, missing))} (columns: "
@@ -48,7 +51,8 @@ def files_by_header(
     ]
 
 
-def _header(file: Path, *, setting: str, sep: str) -> tuple[str, ...]:
+def read_header(file: Path, *, setting: str, sep: str) -> tuple[str, ...]:
+    """The names of a CSV file's columns, from its first line."""
     try:
         with gzip.open(file) if file.name.endswith(".gz") else file.open("rb") as stream:
             lines = codecs.iterdecode(stream, "utf-8-sig", errors="replace")
@@ -58,3 +62,15 @@ def _header(file: Path, *, setting: str, sep: str) -> tuple[str, ...]:
             f"{file}: found no line of column names ({error}); correct the file or {setting}.path"
         ) from error
     return tuple(name.strip() for name in names)
+
+
+def likely_separator(file: Path, *, guess: str = "") -> str:
+    """The guess, where it parts a CSV file's first line; or what parts it into most words."""
+    try:
+        with gzip.open(file) if file.name.endswith(".gz") else file.open("rb") as stream:
+            line = stream.readline().decode("utf-8-sig", errors="replace")
+        words = {sep: len(next(csv.reader([line], delimiter=sep), [])) for sep in SEPARATORS}
+    except (csv.Error, zlib.error, EOFError, OSError):
+        words = dict.fromkeys(SEPARATORS, 1)  # whoever reads the file says what is wrong with it
+    most = max(words, key=words.__getitem__)
+    return guess if words.get(guess, 0) > 1 or words[most] == words.get(guess) else most

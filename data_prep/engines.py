@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from data_prep.available_memory import available_bytes
-from data_prep.csv_headers import files_by_header
+from data_prep.csv_headers import files_by_header, likely_separator
 from data_prep.parquet_files import in_row_groups
 from data_prep.raw_files import RawFiles
 from data_prep.settings import ShardConfig
@@ -78,6 +78,14 @@ def connect(config: ShardConfig, work_dir: Path) -> Engine:
 
         return SparkEngine(config.spark_conf, spill_dir=work_dir / "spill")
     return DuckDBEngine(work_dir, memory_limit=config.memory_limit, threads=config.duckdb_threads)
+
+
+def first_line(error: Exception) -> str:
+    """What it says first, behind the file that DuckDB names further down, and how many cells."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    files = [line.removeprefix("file = ") for line in lines if line.startswith("file = ")]
+    cells = [line for line in lines if line.startswith("Expected Number of Columns")]
+    return ": ".join([*files[:1], *(lines[:1] or [type(error).__name__]), *cells[:1]])
 
 
 def count_rows(engine: Engine, table: "ir.Table") -> int:
@@ -195,7 +203,8 @@ def csv_separator(raw: RawFiles, con: "duckdb.DuckDBPyConnection | None" = None)
     ((separator,),) = (
         (con or duckdb.default_connection()).execute(query, [str(raw.files[0])]).fetchall()
     )
-    return str(separator) if separator in (",", ";", "|", "\t") else ","
+    # With a row too short or too long DuckDB may take the rows for one column.
+    return likely_separator(raw.files[0], guess=str(separator))
 
 
 def in_one_table(tables: list["ir.Table"], columns: list[str]) -> "ir.Table":

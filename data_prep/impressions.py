@@ -14,6 +14,7 @@ from data_prep.engines import Engine
 from data_prep.manifest import Cutoffs
 from data_prep.parquet_files import ROW_GROUP_ROWS, in_row_groups, write_parquet
 from data_prep.records import SPLITS, impressions_file
+from data_prep.text_lists import with_lists, with_lists_schema
 from data_prep.work import WorkFiles
 
 if TYPE_CHECKING:
@@ -34,7 +35,10 @@ def write_impressions(
     # By the features too, so that no order is left to the engine.
     ordered = shown.order_by(["time", "user_row", "item_row", "label", *names])
     schema = ordered.schema().to_pyarrow()
+    features = impressions.features
     tables = engine.stream(ordered, rows=ROW_GROUP_ROWS, schema=schema)
+    tables = with_lists(tables, features, source=impressions.source)
+    schema = with_lists_schema(schema, features)
     counts = {}
     parts = itertools.groupby(_cut(tables, schema, cutoffs), key=itemgetter(0))
     for split, (_, pieces) in zip(SPLITS, parts, strict=True):

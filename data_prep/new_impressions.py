@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_prep.raw_files import RawFiles
 from data_prep.records import FeatureType
 from data_prep.sources import FEATURE_TYPES, Source, feature_fits, typed_feature
+from data_prep.text_lists import with_lists
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
@@ -34,7 +36,8 @@ def read_new_impressions(path: Path, features: Mapping[str, FeatureType]) -> "pa
     con = ibis.duckdb.connect()  # in UTC and in order of the rows
     try:
         table = con.read_parquet(str(path), hive_partitioning=False)
-        source = Source(table=table, path=str(path), setting="impressions", given=table)
+        raw = RawFiles([path], "parquet", "impressions", str(path), None)
+        source = Source(table=table, path=str(path), setting="impressions", given=table, raw=raw)
         columns: dict[str, ir.Value] = {}
         for name in ("user_id", "item_id"):
             is_empty = name in empty
@@ -60,4 +63,5 @@ def read_new_impressions(path: Path, features: Mapping[str, FeatureType]) -> "pa
         ) from error
     finally:
         con.disconnect()
-    return typed
+    (parsed,) = with_lists([typed], dict(features), source=source)
+    return parsed

@@ -78,10 +78,7 @@ def _number(source: Source, one: Outcome, kind: str) -> "ir.Column":
 
     column = source.column(one.column, setting=one.setting)
     if not column.type().is_numeric():
-        raise ValueError(
-            f"{source.path}: column {one.column!r} holds {column.type()}, expected numbers for "
-            f"{source.setting}.{one.setting}; convert it"
-        )
+        raise source.no_numbers(one.column, setting=one.setting, expected="numbers")
     number = column.cast("float64")
     if kind == "position":
         inside = is_between(column, 0, MAX_POSITION)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from data_prep.catalogue import Catalogue, read_catalogue, write_users
 from data_prep.cleaning import Ledger, Log, open_log, set_bad_rows_aside
-from data_prep.engines import Engine, connect
+from data_prep.engines import Engine, connect, first_line
 from data_prep.event_counts import EventCounts, count_events, with_counts, with_counts_schema
 from data_prep.impressions import write_impressions
 from data_prep.item_lookup import ONLY_SHOWN_ID, ItemLookup
@@ -27,6 +27,7 @@ from data_prep.raw_files import RawFiles
 from data_prep.records import QUARANTINE_DIR
 from data_prep.settings import ShardConfig, expand_path
 from data_prep.sorted_log import ONLY_SHOWN, SortedLog, sort_keys, write_sorted_log
+from data_prep.text_lists import with_lists, with_lists_schema
 from data_prep.work import TablesReport, WorkFiles, source_fingerprint
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def build_tables(config: ShardConfig) -> TablesReport:
     except engine.errors as error:
         limit = f"; memory_limit is {config.memory_limit}" if config.engine == "duckdb" else ""
         raise ValueError(
-            f"{config.name}: {engine.name} could not finish ({_first_line(error)}){limit}; correct "
+            f"{config.name}: {engine.name} could not finish ({first_line(error)}){limit}; correct "
             "the raw tables, give it more memory, or make room on the disk of dataset_dir"
         ) from error
     finally:
@@ -206,11 +207,13 @@ class _Relational:
 
     def _write_catalogue(self, catalogue: Catalogue, events: EventCounts) -> None:
         """Items with popularity before `valid_start`, and arrival; then their raw content."""
-        items = catalogue.table.order_by("item_row")
+        items, features = catalogue.table.order_by("item_row"), self.config.items.features
         schema = items.schema().to_pyarrow()
         tables = self.engine.stream(items, rows=ROW_GROUP_ROWS, schema=schema)
+        tables = with_lists(tables, features, source=catalogue.source)
         counted = (with_counts(table, events) for table in tables)
-        self._write(counted, self.work.items, schema=with_counts_schema(schema))
+        schema = with_counts_schema(with_lists_schema(schema, features))
+        self._write(counted, self.work.items, schema=schema)
         # Small row groups, so that any part finds its items without reading the others'.
         content = catalogue.content.order_by("item_row")
         schema = content.schema().to_pyarrow()
@@ -277,13 +280,6 @@ def _said(tables: Iterable["pa.Table"]) -> Iterator["pa.Table"]:
         if time.perf_counter() - said > SECONDS_A_LINE:
             said = time.perf_counter()
             logger.info("tables: %s sorted rows written …", f"{rows:,}")
-
-
-def _first_line(error: Exception) -> str:
-    """What it says first, behind the file that DuckDB names further down."""
-    lines = [line.strip() for line in str(error).strip().splitlines()]
-    files = [line.removeprefix("file = ") for line in lines if line.startswith("file = ")]
-    return ": ".join([*files[:1], lines[0] if lines else type(error).__name__])
 
 
 def _check_same_ids(shown: "ir.Table", rows: "ir.Table") -> None:

@@ -1,11 +1,14 @@
 """Raw tables as Ibis expressions: found, checked and typed; nothing is computed here."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from data_prep.columns import TimeUnit
-from data_prep.engines import Engine, count_rows
+from data_prep.csv_headers import likely_separator
+from data_prep.engines import Engine, count_rows, csv_separator, first_line
 from data_prep.raw_files import HIVE_NULL, RawFiles, find_files
+from data_prep.raw_rows import Cell, first_cell, is_no_number, odd_line
 from data_prep.records import FeatureType
 
 if TYPE_CHECKING:
@@ -21,6 +24,8 @@ TEXT_TYPES = {
 """What DuckDB takes a column of text for to the type it gets; every other one stays text."""
 GIVEN = "as given: "
 """Before a column's name: the text that its numbers were made of."""
+ROWS_SNIFFED = 20_480
+"""Rows by which DuckDB guesses how a CSV is written and what its columns hold."""
 MISREAD_SHARE = 0.5
 """With more than this share of bad ids, times or labels, the column was misread: an error."""
 
@@ -35,8 +40,13 @@ class Source:
     """Key of the settings that names it: interactions, items, users, impressions."""
     given: "ir.Table"
     """The same with the text behind its numbers too, parsed anew with every look."""
-    is_text: bool = False
-    """Whether a look at it costs parsing text anew."""
+    raw: RawFiles
+    """Where its cells lie, to name one in an error."""
+
+    @property
+    def is_text(self) -> bool:
+        """Whether a look at it costs parsing text anew."""
+        return self.raw.kind != "parquet"
 
     def column(self, name: str, *, setting: str) -> "ir.Column":
         """The column, or an error that lists those there are."""
@@ -117,10 +127,7 @@ class Source:
         column = self.column(name, setting=setting)
         kind = column.type()
         if not (kind.is_numeric() or kind.is_boolean()):
-            raise ValueError(
-                f"{self.path}: column {name!r} holds {kind}, expected numbers or booleans for "
-                f"{self.setting}.{setting}; convert it"
-            )
+            raise self.no_numbers(name, setting=setting, expected="numbers or booleans")
         number = column.cast("float64")
         if positive_from is None:
             valid, positive = is_between(number, 0, 1) & number.isin([0.0, 1.0]), number == 1
@@ -134,20 +141,22 @@ class Source:
 
         column = self.column(name, setting="weight")
         if not column.type().is_numeric():
-            raise ValueError(
-                f"{self.path}: column {name!r} holds {column.type()}, expected numbers for "
-                f"{self.setting}.weight; convert it"
-            )
+            raise self.no_numbers(name, setting="weight", expected="numbers")
         number = column.cast("float64")
         # Of -0.0 and 0.0, which are equal, the order would depend on the engine.
         inside = is_between(number, 0, 1e30)
         return ibis.ifelse(inside, number.abs(), ibis.null()).cast("float32")
 
     def features(self, features: dict[str, FeatureType]) -> dict[str, "ir.Column"]:
-        """Feature columns as float64, string or list of string."""
+        """Feature columns as float64, string or list of string.
+
+        Lists that a text column holds as JSON stay text, for `data_prep/text_lists.py`.
+        """
         typed: dict[str, ir.Column] = {}
         for name, kind in features.items():
             column = self.column(name, setting="features")
+            if kind == "numeric" and not feature_fits(column, kind):
+                raise self.no_numbers(name, setting="features", expected="something numeric")
             if not feature_fits(column, kind):
                 raise ValueError(
                     f"{self.path}: column {name!r} holds {column.type()}, expected something "
@@ -155,6 +164,32 @@ class Source:
                 )
             typed[name] = typed_feature(column, kind)
         return typed
+
+    def first_cell(
+        self, name: str, *, is_meant: Callable[[object], bool], rows: int | None = None
+    ) -> Cell | None:
+        """The first cell of a column that is meant, as it stands in the file."""
+        sep = csv_separator(self.raw) if self.raw.kind in ("csv", "tsv") else ","
+        return first_cell(self.raw, name, sep=sep, is_meant=is_meant, rows=rows)
+
+    def no_numbers(self, name: str, *, setting: str, expected: str) -> ValueError:
+        """The error for a column that holds something else, with the first such cell."""
+        kind = self.table[name].type()
+        found, advice = "", "convert it"
+        if kind.is_string():
+            cell = self.first_cell(name, is_meant=is_no_number)
+            if cell is not None:
+                found = f", but {cell}"
+                advice = "correct the cells that hold no number, or empty them"
+            elif self.is_text:
+                found = ", but its first rows are empty"
+                advice = "give the table as Parquet, where a column has a type"
+        if setting == "features":
+            advice += ", or choose categorical"
+        return ValueError(
+            f"{self.path}: column {name!r} holds {kind}, expected {expected} for "
+            f"{self.setting}.{setting}{found}; {advice}"
+        )
 
 
 FEATURE_TYPES: dict[FeatureType, str] = {
@@ -170,13 +205,17 @@ def feature_fits(column: "ir.Column", kind: FeatureType) -> bool:
     found = column.type()
     if kind == "numeric":
         return bool(found.is_numeric() or found.is_boolean())
-    return bool(not found.is_nested() if kind == "categorical" else found.is_array())
+    if kind == "categorical":
+        return not found.is_nested()
+    return bool(found.is_array() or found.is_string())
 
 
 def typed_feature(column: "ir.Column", kind: FeatureType) -> "ir.Column":
-    """A column that fits, as a dataset holds it."""
+    """A column that fits, as a dataset holds it; lists in text wait for `text_lists.with_lists`."""
     import ibis
 
+    if kind == "multi" and column.type().is_string():
+        return column.cast("string")
     target = FEATURE_TYPES[kind]
     if kind == "categorical" and column.type().is_floating():
         # A number that is none is missing, and no value called "nan".
@@ -213,17 +252,27 @@ def open_source(engine: Engine, path: str, *, setting: str, unique: str | None =
         given = _typed(engine, raw)
     except engine.errors as error:
         raise ValueError(
-            f"{raw.shown}: cannot be read as {raw.kind} ({str(error).splitlines()[0]}); "
-            f"correct the file or {setting}.path"
+            f"{raw.shown}: cannot be read as {raw.kind} ({_why(error, raw)}); correct the file or "
+            f"{setting}.path"
         ) from error
     is_text = raw.kind != "parquet"
     table = given.drop(*(name for name in given.columns if name.startswith(GIVEN)))
     if unique is not None and is_text:
         table = engine.keep(f"{setting}_parsed", table)
-    source = Source(table=table, path=raw.shown, setting=setting, given=given, is_text=is_text)
+    source = Source(table=table, path=raw.shown, setting=setting, given=given, raw=raw)
     if unique is not None:
         _refuse_repeated(engine, source, column=unique)
     return source
+
+
+def _why(error: Exception, raw: RawFiles) -> str:
+    """What the engine says; of CSV files also the line, which it does not say while guessing."""
+    if raw.kind in ("csv", "tsv"):
+        for file in raw.files:
+            sep = "\t" if raw.kind == "tsv" else likely_separator(file)
+            if (odd := odd_line(file, sep=sep, rows=2 * ROWS_SNIFFED)) is not None:
+                return odd if len(raw.files) == 1 else f"{file}: {odd}"
+    return first_line(error)
 
 
 def _typed(engine: Engine, raw: RawFiles) -> "ir.Table":

@@ -43,6 +43,7 @@ VALUES: dict[str, tuple[FeatureType, pa.Array]] = {
     "seen": ("numeric", pa.array([True, False, None])),
     "numbers": ("multi", pa.array([[1.0, None, 2.5], [], None])),
     "flags": ("multi", pa.array([[True, False], [None], None])),
+    "json": ("multi", pa.array(['["a", 1.5, true]', "[]", None])),
 }
 
 
@@ -98,6 +99,7 @@ def test_a_column_without_any_value_fits_every_kind(tmp_path: Path) -> None:
         ({"x": ["one"]}, {"x": "numeric"}, "column x of type string, expected numbers"),
         ({"x": [[1]]}, {"x": "categorical"}, "column x of type array.*expected single values"),
         ({"x": [1]}, {"x": "multi"}, "column x of type int64, expected lists"),
+        ({"x": ["a|b"]}, {"x": "multi"}, r"column 'x': row 1 has 'a\|b', expected a JSON list"),
         ({"user_id": [1.0]}, {}, "'user_id' holds float64, expected integers or text"),
         ({"user_id": pa.array([2**63], pa.uint64())}, {}, "cannot be read as impressions"),
     ],

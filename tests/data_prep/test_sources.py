@@ -4,17 +4,19 @@ import csv
 import dataclasses
 import gzip
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.columns import InteractionColumns, ItemColumns, UserColumns
+from data_prep.columns import ImpressionColumns, InteractionColumns, ItemColumns, UserColumns
 from data_prep.dataset import open_dataset
 from data_prep.raw_files import find_files
+from data_prep.records import FeatureType
 from data_prep.work import source_fingerprint
 
 if TYPE_CHECKING:
@@ -197,8 +199,117 @@ def test_a_csv_file_with_a_row_too_long_is_named(small: "SmallWorld", tmp_path: 
     columns = csv_log(small, tmp_path / "log", second=["user_id", "item_id", "timestamp"])
     rows = (tmp_path / "log/b.csv").read_text() + "10,100,1735689600\n" * 30_000
     (tmp_path / "log/b.csv").write_text(rows + "10,100,1735689600,7\n")
-    with pytest.raises(ValueError, match=r"could not finish \(\S*b\.csv: .*on Line: 30022"):
+    message = r"could not finish \(\S*b\.csv: .*on Line: 30022: Expected .* Columns: 3 Found: 4"
+    with pytest.raises(ValueError, match=message):
         small.shard(interactions=columns)
+
+
+@pytest.mark.parametrize(("sep", "files"), [(",", 1), (";", 1), (",", 2), ("\t", 1)])
+def test_a_row_too_short_is_named_by_its_line(
+    small: "SmallWorld", tmp_path: Path, sep: str, files: int
+) -> None:
+    folder = tmp_path / "log"
+    folder.mkdir()
+    kind = "tsv" if sep == "\t" else "csv"
+    for number in range(files):
+        write_csv(pa.table(small.interactions), folder / f"{number}.{kind}", sep=sep)
+    lines = (folder / f"0.{kind}").read_text().splitlines()
+    lines[17] = lines[17].rpartition(sep)[0]
+    (folder / f"0.{kind}").write_text("\n".join(lines))
+    columns = InteractionColumns(path=str(folder), time_unit="s")
+    where = "" if files == 1 else r".*0\.csv: "
+    with pytest.raises(
+        ValueError, match=rf"read as {kind} \({where}line 18 has 2 cells, expected 3"
+    ):
+        small.shard(interactions=columns)
+
+
+def test_a_log_of_a_header_alone_has_no_rows(small: "SmallWorld", tmp_path: Path) -> None:
+    (tmp_path / "shown.csv").write_text("user_id,item_id,timestamp,label\n")
+    shown = ImpressionColumns(path=str(tmp_path / "shown.csv"), time_unit="s")
+    with pytest.raises(ValueError, match=r"shown\.csv: found no rows, expected impressions"):
+        small.shard(impressions=shown)
+
+
+TAGS = [["red", "new"], [], None, ['a "b", ü', "a"], [None, "x"], ["1", "2.5"]]
+
+
+def tagged(small: "SmallWorld", tmp_path: Path) -> dict[str, Any]:
+    """Items, users and impressions with lists, as settings whose `{}` is a suffix."""
+    small.items |= {"tags": TAGS}
+    small.write()
+    table = pa.table({name: small.items[name] for name in ("item_id", "title", "tags")})
+    users = pa.table({"user_id": [10, 20, 30], "groups": TAGS[:3]})
+    tags = [TAGS[row % 6] for row in range(40)]
+    shown = pa.table(small.interactions | {"label": [1, 0] * 20, "tags": tags})
+    for name, one in (("items", table), ("users", users), ("shown", shown)):
+        pq.write_table(one, tmp_path / f"{name}.parquet")
+        rows = one.to_pylist()
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        for row in rows:
+            for column in ("tags", "groups"):
+                if row.get(column) is not None:
+                    row[column] = json.dumps(row[column], ensure_ascii=row.get("item_id") is None)
+        write_csv(pa.Table.from_pylist(rows), tmp_path / f"{name}.csv", sep=",")
+    multi: dict[str, FeatureType] = {"tags": "multi"}
+    return {
+        "items": ItemColumns(path=f"{tmp_path}/items.{{}}", texts=["title"], features=multi),
+        "users": UserColumns(path=f"{tmp_path}/users.{{}}", features={"groups": "multi"}),
+        "impressions": ImpressionColumns(
+            path=f"{tmp_path}/shown.{{}}", time_unit="s", features=multi
+        ),
+    }
+
+
+def test_lists_as_json_in_csv_give_the_bytes_of_lists(small: "SmallWorld", tmp_path: Path) -> None:
+    settings = tagged(small, tmp_path)
+    files = []
+    for suffix in ("parquet", "jsonl", "csv"):
+        here = {k: dataclasses.replace(v, path=v.path.format(suffix)) for k, v in settings.items()}
+        dataset = open_dataset(small.shard(dataset_dir=str(tmp_path / f"d-{suffix}"), **here))
+        files.append({file.path: file.xxh128 for file in dataset.manifest.files})
+        tags = dict(zip(dataset.items["item_id"].to_pylist(), dataset.items["tags"], strict=True))
+        assert [tags[105 - place].as_py() for place in range(6)] == TAGS
+        assert dataset.users["groups"].to_pylist() == [*TAGS[:3], None]
+    assert files[0] == files[1] == files[2]
+
+
+@pytest.mark.parametrize("text", ["red|new", '{"a": 1}', '["a"', '[["a"]]', "['a']", "[NaN]"])
+@pytest.mark.parametrize("line", [3, 1500])
+def test_text_that_is_no_list_is_named_by_its_line(
+    small: "SmallWorld", tmp_path: Path, text: str, line: int
+) -> None:
+    rows = [[str(100 + row), "a\nb" if row == 0 else "x", '["a"]'] for row in range(2000)]
+    rows[line - 3 if line > 2 else 0][2] = text  # the first row has two lines
+    with (tmp_path / "items.csv").open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([["item_id", "title", "tags"], *rows])
+    items = ItemColumns(path=str(tmp_path / "items.csv"), features={"tags": "multi"})
+    found = re.escape(repr(text))
+    place = line if line > 3 else 2
+    message = rf"items\.csv: column 'tags': line {place} has {found}, expected a JSON list"
+    with pytest.raises(ValueError, match=message):
+        small.shard(items=items)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_word_in_a_numeric_feature_is_named_by_its_line(
+    small: "SmallWorld", tmp_path: Path, kind: str
+) -> None:
+    ages = ["31", "", "n/a", "4e1"]
+    table = pa.table({"user_id": [10, 20, 30, 40], "age": ages})
+    if kind == "csv":
+        write_csv(table, tmp_path / "users.csv", sep=",")
+    else:
+        rows = [row | ({} if row["age"] else {"age": None}) for row in table.to_pylist()]
+        (tmp_path / "users.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    users = UserColumns(path=str(tmp_path / f"users.{kind}"), features={"age": "numeric"})
+    line = 4 if kind == "csv" else 3
+    message = (
+        rf"'age' holds string, expected something numeric for users.features, but line {line} has "
+        r"'n/a'; correct the cells that hold no number, or empty them, or choose categorical"
+    )
+    with pytest.raises(ValueError, match=message):
+        small.shard(users=users)
 
 
 def test_the_zone_of_a_time_of_text_counts(small: "SmallWorld") -> None:

@@ -172,23 +172,33 @@ def test_spark_reads_text_files_and_partitions_as_duckdb(
     items: dict[str, Any] = {"item_id": [*range(100, 106), None]}
     items |= {"title": ['a "quoted", title', "two\nlines", None, "ümlaut", "", "x", "no id"]}
     items |= {"price": [1.5, None, 3.0, 1e-3, 2.0, 7.25, 1.0]}
+    items |= {
+        "tags": ['["a", "ü\\"b"]', "[]", None, "[1, 2.5, true, 1e3]", '["x"]', "[null]", "[]"]
+    }
     write_csv(pa.table(items), tmp_path / "items.tsv", sep="\t")
     users = pa.table({"user_id": [10, 20], "tags": [["a", "b"], []], "age": [3, None]})
     write_jsonl_gz(users, tmp_path / "users.jsonl.gz")
-    shown, order = table.append_column("label", [[1, 0] * 20]), ["label", *table.column_names]
+    shown = table.append_column("label", [[1, 0] * 20]).append_column("seen", [["[1]", None] * 20])
+    order = ["label", "seen", *table.column_names]
     write_csv(shown.slice(0, 20), tmp_path / "shown0.csv", sep=";")
     write_csv(shown.slice(20).select(order), tmp_path / "shown1.csv", sep=";")
     config = small.config(
         interactions=InteractionColumns(path=str(tmp_path / "log"), time_unit="s"),
         items=ItemColumns(
-            path=str(tmp_path / "items.tsv"), texts=["title"], features={"price": "numeric"}
+            path=str(tmp_path / "items.tsv"),
+            texts=["title"],
+            features={"price": "numeric", "tags": "multi"},
         ),
         users=UserColumns(
             path=str(tmp_path / "users.jsonl.gz"), features={"tags": "multi", "age": "numeric"}
         ),
-        impressions=ImpressionColumns(path=str(tmp_path / "shown*.csv"), time_unit="s"),
+        impressions=ImpressionColumns(
+            path=str(tmp_path / "shown*.csv"), time_unit="s", features={"seen": "multi"}
+        ),
     )
     manifest, _ = both(config, tmp_path / "out")
+    tags = pq.read_table(tmp_path / "out/spark/items.parquet")["tags"].to_pylist()
+    assert tags == [["a", 'ü"b'], [], None, ["1", "2.5", "true", "1000.0"], ["x"], [None]]
     assert manifest.counts["events"] == 40
     assert manifest.quarantine == {"items/null_id": 1}
 
