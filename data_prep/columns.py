@@ -140,7 +140,8 @@ class ImpressionColumns:
     """Columns of further outcomes: binary (0 and 1, such as a like) or numeric (such as a play
     time). A row with a bad or missing one is set aside."""
     position: str | None = None
-    """Column of the place it was shown in, a whole number from 0: for position as a bias."""
+    """Column of the place it was shown in, a whole number, the first place 0: for position as a
+    bias. One that begins elsewhere is warned of and stays as it is."""
     propensity: str | None = None
     """Column of the probability with which it was shown, above 0: for debiased losses."""
     treatment: str | None = None

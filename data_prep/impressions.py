@@ -10,10 +10,13 @@ import numpy as np
 
 from data_prep.arrays import to_numpy
 from data_prep.cleaning import Log
+from data_prep.columns import ImpressionColumns
 from data_prep.engines import Engine
 from data_prep.manifest import Cutoffs
 from data_prep.parquet_files import ROW_GROUP_ROWS, in_row_groups, write_parquet
 from data_prep.records import SPLITS, impressions_file
+from data_prep.settings import ImpressionDuplicates
+from data_prep.shown_rows import ShownRows
 from data_prep.text_lists import with_lists, with_lists_schema
 from data_prep.work import WorkFiles
 
@@ -25,9 +28,15 @@ logger = logging.getLogger(__name__)
 
 
 def write_impressions(
-    engine: Engine, impressions: Log, *, users: "ir.Table", cutoffs: Cutoffs, work: WorkFiles
-) -> dict[str, int]:
-    """Sort them once and cut them at the cut-offs; returns the rows of every split."""
+    engine: Engine,
+    impressions: Log,
+    *,
+    users: "ir.Table",
+    cutoffs: Cutoffs,
+    duplicates: ImpressionDuplicates,
+    work: WorkFiles,
+) -> tuple[ShownRows, dict[str, int]]:
+    """Sort them once and cut them at the cut-offs; returns what passed and the rows by split."""
     joined = impressions.usable.inner_join(users.select("user_row", "user_id"), "user_id")
     names = joined.drop("user_id", "user_row", "item_row", "time", "label").columns
     shown = joined.select("user_row", "item_row", "time", "label", *names)
@@ -37,7 +46,8 @@ def write_impressions(
     schema = ordered.schema().to_pyarrow()
     features = impressions.features
     tables = engine.stream(ordered, rows=ROW_GROUP_ROWS, schema=schema)
-    tables = with_lists(tables, features, source=impressions.source)
+    shown_rows = ShownRows(duplicates)
+    tables = with_lists(shown_rows.count(tables), features, source=impressions.source)
     schema = with_lists_schema(schema, features)
     counts = {}
     parts = itertools.groupby(_cut(tables, schema, cutoffs), key=itemgetter(0))
@@ -46,7 +56,25 @@ def write_impressions(
         path = work.dataset_dir / impressions_file(split)
         counts[f"impressions_{split}"] = rows = write_parquet(groups, path, schema=schema)
         logger.info("tables: wrote %s impressions (%s rows)", split, f"{rows:,}")
-    return counts
+    _say(shown_rows, impressions)
+    return shown_rows, counts | {"duplicate_impressions": shown_rows.repeated}
+
+
+def _say(shown: ShownRows, impressions: Log) -> None:
+    """Warn of what is most often a mistake in the table."""
+    if shown.repeated and shown.duplicates == "keep_all":
+        logger.warning(
+            "impressions: %s of %s rows repeat another in every column that is used, and stay; "
+            "filter.impression_duplicates: keep_exact_once drops them",
+            *(f"{shown.repeated:,}", f"{shown.usable:,}"),
+        )
+    if shown.first_place:
+        assert isinstance(impressions.columns, ImpressionColumns)
+        logger.warning(
+            "impressions.position: the places of column %r begin at %d and stay as they are, but "
+            "the first place is 0 where finetune reads them; if %d is the first, take it off",
+            *(impressions.columns.position, shown.first_place, shown.first_place),
+        )
 
 
 def _cut(

@@ -111,11 +111,21 @@ class _Relational:
         counts = dict(events.totals)
         if impressions is not None:
             with _step("impressions: sorted and split"):
-                shown = write_impressions(
-                    self.engine, impressions, users=users, cutoffs=events.cutoffs, work=self.work
+                duplicates = self.config.filter.impression_duplicates
+                shown, splits = write_impressions(
+                    self.engine,
+                    impressions,
+                    users=users,
+                    cutoffs=events.cutoffs,
+                    duplicates=duplicates,
+                    work=self.work,
                 )
-                self._set_aside(impressions, catalogue, usable_rows=sum(shown.values()))
-                counts |= shown
+                self._set_aside(impressions, catalogue, usable_rows=shown.usable)
+                if duplicates != "keep_all":
+                    step = f"impressions: duplicates ({duplicates})"
+                    kept = shown.usable - shown.repeated
+                    self.ledger.passed(step, rows_in=shown.usable, rows_out=kept)
+                counts |= splits
         check_splits(self.config, counts, cutoffs=events.cutoffs, newest_event=events.newest)
         counts |= {"items": catalogue.num_items, "users": self.num_users}
         self.privacy.check_found()

@@ -146,6 +146,13 @@ def _clicks(facts: ReportFacts) -> Iterator[str]:
         for split, counts in facts.impressions.splits.items()
     ]
     yield f"Clicks among impressions: {', '.join(parts)}."
+    if repeated := facts.manifest.counts.get("duplicate_impressions"):
+        config = facts.manifest.config.get("filter", {})
+        kept = config.get("impression_duplicates") != "keep_exact_once"
+        yield (
+            f"{repeated:,} impressions repeat another in every column that is used"
+            f"{', and are kept' if kept else ', and were left out'}."
+        )
 
 
 def _duplicates(facts: ReportFacts) -> str:

@@ -52,13 +52,19 @@ class SplitConfig:
                 )
 
 
+ImpressionDuplicates = Literal["keep_all", "keep_exact_once"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class FilterConfig:
-    """What is left out of the log."""
+    """What is left out of the interactions and of the impressions."""
 
     duplicates: Literal["keep_exact_once", "keep_first", "keep_all"] = "keep_exact_once"
-    """keep_exact_once: of rows with the same user, item and time, one stays.
-    keep_first: of a user's events with an item, the earliest stays. keep_all: all stay."""
+    """Of the interactions alone. keep_exact_once: of rows with the same user, item and time, one
+    stays. keep_first: of a user's events with an item, the earliest stays. keep_all: all stay."""
+    impression_duplicates: ImpressionDuplicates = "keep_all"
+    """Of the impressions. keep_exact_once: of rows that are equal in every column that the settings
+    name, one stays. keep_all: all stay, and the manifest says how many repeat another."""
     min_user_events: int = 0
     """k-core: users with fewer events before `valid_start` lose these; 0 is off."""
     min_item_events: int = 0
@@ -173,7 +179,7 @@ class ShardConfig:
     impressions: ImpressionColumns | None = None
     """The CTR task; null: none."""
     filter: FilterConfig = field(default_factory=FilterConfig)
-    """What is left out of the log."""
+    """What is left out of the interactions and of the impressions."""
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     """Whose rows never reach the dataset, and whose ids are written as keyed hashes."""
     pictures: PictureConfig = field(default_factory=PictureConfig)

@@ -143,6 +143,8 @@ def source_fingerprint(config: ShardConfig) -> str:
     settings = {name: value for name, value in settings.items() if name not in NOT_IN_RESULT}
     for setting in {str(state[0]) for state in states} - {"extra"}:
         del settings[setting]["path"]
+    if config.filter.impression_duplicates == "keep_all":
+        del settings["filter"]["impression_duplicates"]  # as datasets of before, without it
     del settings["privacy"]
     if config.privacy != PrivacyConfig():
         states.append(["privacy", *privacy_state(config.privacy)])
