@@ -49,7 +49,7 @@ def read_catalogue(
         raise ValueError(f"{source.path}: found no items, expected a catalogue; give one")
     if rows_in - num_items > MISREAD_SHARE * rows_in:
         refuse_misread_ids(engine, source, columns.item, setting="item", rows=rows_in)
-    _set_aside(engine, source, columns, ledger=ledger, samples=samples)
+    _set_aside(engine, source, columns, rows=rows_in, ledger=ledger, samples=samples)
     ledger.passed("items: with an id", rows_in=rows_in, rows_out=num_items)
 
     features = source.features(columns.features)
@@ -183,7 +183,13 @@ def _arrival(source: Source, columns: ItemColumns) -> "ir.Value":
 
 
 def _set_aside(
-    engine: Engine, source: Source, columns: ItemColumns, *, ledger: Ledger, samples: Path
+    engine: Engine,
+    source: Source,
+    columns: ItemColumns,
+    *,
+    rows: int,
+    ledger: Ledger,
+    samples: Path,
 ) -> None:
     """Count what has no id and whose arrival is no time, and keep some to look at.
 
@@ -206,7 +212,7 @@ def _set_aside(
             )
     shown = _bad_items(source.with_given(), columns)
     write_samples(engine, shown, order=shown.drop("cause").columns, path=samples)
-    ledger.set_aside({f"items/{cause}": count for cause, count in causes.items()})
+    ledger.set_aside({f"items/{cause}": count for cause, count in causes.items()}, rows=rows)
 
 
 def _bad_items(source: Source, columns: ItemColumns) -> "ir.Table":

@@ -38,11 +38,14 @@ class Ledger:
         self.filters.append(FilterCount(step=step, rows_in=rows_in, rows_out=rows_out))
         logger.info("%s: %s rows in, %s out", step, f"{rows_in:,}", f"{rows_out:,}")
 
-    def set_aside(self, causes: dict[str, int]) -> None:
-        """Count records by cause."""
+    def set_aside(self, causes: dict[str, int], *, rows: int) -> None:
+        """Count records of a table of so many rows by cause."""
         for cause, count in causes.items():
             self.quarantine[cause] = self.quarantine.get(cause, 0) + count
-            logger.warning("quarantined %s: %s", cause, f"{count:,}")
+            share = f"{100 * count / rows:.2g} %"
+            logger.warning(
+                "quarantined %s: %s of %s rows, %s", cause, f"{count:,}", f"{rows:,}", share
+            )
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,9 @@ def set_bad_rows_aside(
         order = ["user_id", "item_id", "raw_time", "raw_label", *raw]
         path = dataset_dir / QUARANTINE_DIR / f"{setting}.parquet"
         write_samples(engine, bad, order=order, path=path)
-        ledger.set_aside({f"{setting}/{cause}": count for cause, count in causes.items()})
+        ledger.set_aside(
+            {f"{setting}/{cause}": count for cause, count in causes.items()}, rows=rows_in
+        )
     ledger.passed(f"{setting}: usable rows", rows_in=rows_in, rows_out=usable_rows)
 
 

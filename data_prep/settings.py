@@ -242,6 +242,10 @@ class RunConfig:
     max_not_fetched_share: float = 0.0
     """Share of a media column's cells that may not be readable at the time, as when a server is
     down. With more the run ends with an error, and the next one tries their tars anew."""
+    max_bad_value_share: float = 0.01
+    """Share of a log's rows that may be set aside for a bad or missing label, weight, position,
+    propensity or treatment, each by itself. With more, and 10 rows or more, the run ends with an
+    error; 1 accepts any."""
 
     def __post_init__(self) -> None:
         if self.num_parts < 1 or not 0 <= self.part < self.num_parts:
@@ -251,7 +255,7 @@ class RunConfig:
             )
         if self.num_workers < 1:
             raise ValueError(f"num_workers: found {self.num_workers}, expected at least 1")
-        for name in ("max_missing_share", "max_not_fetched_share"):
+        for name in ("max_missing_share", "max_not_fetched_share", "max_bad_value_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: found {getattr(self, name)}, expected 0 to 1")
         if self.num_parts > 1 and self.stage != "content":

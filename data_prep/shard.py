@@ -13,6 +13,7 @@ from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
+from data_prep.bad_values import refuse_bad_values
 from data_prep.manifest import Manifest
 from data_prep.media import check_folders
 from data_prep.media_losses import refuse_lost_media
@@ -37,14 +38,16 @@ def shard_dataset(config: ShardConfig, run: RunConfig | None = None) -> Manifest
         return done
     if run.stage != "manifest":
         check_folders(config.items)
+    work = WorkFiles(dataset_dir)
     if run.stage in ("all", "tables"):
-        build_tables(config)
+        refuse_bad_values(work, build_tables(config), config, run)
     if run.stage in ("all", "content"):
         write_content(config, run)
     if run.stage in ("all", "manifest"):
         from data_prep.finish import write_manifest
 
-        refuse_lost_media(WorkFiles(dataset_dir), run)
+        refuse_bad_values(work, TablesReport.load(work), config, run)
+        refuse_lost_media(work, run)
         return write_manifest(config, keep_work=run.keep_work)
     return None
 

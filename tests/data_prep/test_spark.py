@@ -51,7 +51,7 @@ def both(config: ShardConfig, tmp_path: Path) -> tuple[Manifest, Manifest]:
         changed = dataclasses.replace(
             config, dataset_dir=str(folder), engine=engine, spark_conf=conf
         )
-        manifest = shard_dataset(changed, RunConfig())
+        manifest = shard_dataset(changed, RunConfig(max_bad_value_share=1))
         assert manifest is not None
         manifests.append(manifest)
         files.append(
@@ -213,14 +213,21 @@ def test_spark_types_outcomes_and_sets_bad_ones_aside_as_duckdb(
         "place": [0.0, 1.5, -1.0, 3.0, 1e12, *(float(n % 7) for n in range(35))],
         "chance": [0.0, 1.5, -0.1, float("nan"), 1e-40, *((1 + n) / 36 for n in range(35))],
         "arm": [n % 2 for n in range(40)],
+        "price": [float("nan"), None] * 20,
     }
     small.write()
-    pq.write_table(pa.table(shown), tmp_path / "shown.parquet")
+    table = pa.table(shown)
+    pq.write_table(pa.concat_tables([table.slice(36, 2), table]), tmp_path / "shown.parquet")
     columns = ImpressionColumns(
         path=str(tmp_path / "shown.parquet"), time_unit="s", label="click",
         labels={"like": "binary", "seconds": "numeric"},
-        position="place", propensity="chance", treatment="arm",
+        position="place", propensity="chance", treatment="arm", features={"price": "numeric"},
     )  # fmt: skip
-    manifest, _ = both(small.config(impressions=columns), tmp_path / "out")
-    assert manifest.quarantine["impressions/not_a_label_like"] == 20
-    assert sum(manifest.quarantine.values()) > 20
+    for duplicates in ("keep_all", "keep_exact_once"):
+        config = small.config(
+            impressions=columns, filter=FilterConfig(impression_duplicates=duplicates)
+        )
+        manifest, _ = both(config, tmp_path / duplicates)
+        assert manifest.quarantine["impressions/not_a_label_like"] == 20
+        assert sum(manifest.quarantine.values()) > 20
+        assert manifest.counts["duplicate_impressions"] == 2
