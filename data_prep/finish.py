@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.checksums import file_checksum
-from data_prep.credentials import hide_credentials
 from data_prep.item_shards import is_finished, plan_item_shards
 from data_prep.manifest import FileEntry, Manifest
 from data_prep.parquet_files import write_parquet
@@ -24,7 +23,7 @@ from data_prep.records import (
 )
 from data_prep.settings import ShardConfig, expand_path
 from data_prep.user_shards import plan_user_shards
-from data_prep.work import NOT_IN_RESULT, TablesReport, WorkFiles
+from data_prep.work import TablesReport, WorkFiles, settings_in_result
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -72,13 +71,7 @@ def write_manifest(config: ShardConfig, *, keep_work: bool) -> Manifest:
         ],
         quarantine=dict(sorted(quarantine.items())),
         filters=report.filters,
-        config=hide_credentials(
-            {
-                name: value
-                for name, value in dataclasses.asdict(config).items()
-                if name not in NOT_IN_RESULT
-            }
-        ),
+        config=settings_in_result(config),
         privacy=report.privacy,
         extra=_read_extra(config),
         source_fingerprint=report.fingerprint,

@@ -25,6 +25,7 @@ from data_prep.parquet_files import ROW_GROUP_ROWS, write_parquet
 from data_prep.privacy import Privacy
 from data_prep.raw_files import RawFiles
 from data_prep.records import QUARANTINE_DIR
+from data_prep.replaced import say_replaced
 from data_prep.settings import ShardConfig, expand_path
 from data_prep.sorted_log import ONLY_SHOWN, SortedLog, sort_keys, write_sorted_log
 from data_prep.text_lists import with_lists, with_lists_schema
@@ -50,6 +51,7 @@ def build_tables(config: ShardConfig) -> TablesReport:
     if work.report.is_file() and (kept := TablesReport.load(work)).fingerprint == fingerprint:
         logger.info("tables: kept, nothing changed since they were made")
         return kept
+    say_replaced(work, config)
     work.clear_dataset()
     engine = connect(config, work.dir)
     try:

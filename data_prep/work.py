@@ -121,6 +121,15 @@ class TablesReport:
         return TablesReport(**raw)
 
 
+def settings_in_result(config: ShardConfig) -> dict[str, Any]:
+    """The settings that decide a dataset, as its manifest keeps them."""
+    settings = dataclasses.asdict(config).items()
+    found: dict[str, Any] = hide_credentials(
+        {name: value for name, value in settings if name not in NOT_IN_RESULT}
+    )
+    return found
+
+
 def source_fingerprint(config: ShardConfig) -> str:
     """Digest of what decides the result: settings, and the raw files' names, sizes and times.
 
