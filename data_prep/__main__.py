@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 from data_prep.credentials import hide_in_logs, without_credentials
 from data_prep.exit_codes import DONE, FAILED, USER_ERROR, explained
 from data_prep.report_settings import ReportConfig
+from data_prep.setting_errors import in_one_line
 from data_prep.settings import RunConfig, ShardConfig, VerifyConfig
 from data_prep.toy_settings import ToyConfig
 
@@ -42,7 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
         return _run(parser, settings)
     except (ArgumentError, ValueError, OSError) as error:
         logger.debug("where it happened", exc_info=True)
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+        words = sys.argv[1:] if arguments is None else arguments
+        line = in_one_line(error, parser, arguments=words)
+        print(f"error: {without_credentials(line)}", file=sys.stderr)
         return USER_ERROR
 
 
@@ -56,6 +59,7 @@ def build_parser() -> "ArgumentParser":
         description="Raw tables to a dataset folder: items/*.tar, users/*.tar and CTR splits.",
         epilog=explained(DONE, FAILED, USER_ERROR),
         exit_on_error=False,
+        allow_abbrev=False,
     )
     commands = parser.add_subcommands(dest="command")
     for name, (parts, text) in COMMANDS.items():
@@ -160,11 +164,6 @@ def _print_report(manifest: "Manifest") -> None:
 
 def _auc(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.4f}"
-
-
-def _one_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return without_credentials(" ".join(lines))
 
 
 if __name__ == "__main__":

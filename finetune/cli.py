@@ -10,6 +10,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 
 from data_prep.credentials import hide_in_logs, without_credentials
 from data_prep.exit_codes import DONE, FAILED, NOT_FINITE, USER_ERROR, explained
+from data_prep.setting_errors import in_one_line
 from finetune.command_settings import OffPolicyConfig, PredictConfig, ReportConfig
 from finetune.daily_settings import DailyConfig
 from finetune.settings import FitConfig, LadderConfig
@@ -34,6 +35,7 @@ def build_parser() -> ArgumentParser:
         description="CTR heads on a release.",
         epilog=explained(DONE, FAILED, USER_ERROR, NOT_FINITE),
         exit_on_error=False,
+        allow_abbrev=False,
     )
     commands = parser.add_subcommands(dest="command", required=True)
     for name, (settings, text) in _COMMANDS.items():
@@ -55,7 +57,8 @@ def main(argv: Sequence[str]) -> int:
         _run(parsed.command, settings)
     except (ArgumentError, ValueError, FileNotFoundError) as error:
         logger.debug("where it happened", exc_info=True)
-        print(f"error: {without_credentials(' '.join(str(error).split()))}", file=sys.stderr)
+        line = in_one_line(error, parser, arguments=argv)
+        print(f"error: {without_credentials(line)}", file=sys.stderr)
         return int(getattr(error, "exit_code", USER_ERROR))
     return DONE
 

@@ -7,10 +7,11 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_prep.credentials import hide_in_logs, without_credentials
 from data_prep.exit_codes import MEANINGS, NOT_FINITE, STOPPED, SUPERSEDED, USER_ERROR
+from data_prep.setting_errors import in_one_line
 
 if TYPE_CHECKING:
     from pretrain.lightning_cli import PretrainCLI
@@ -112,10 +113,26 @@ def features(args: list[str]) -> None:
 
 def run_command(name: str, args: list[str]) -> None:
     """Run a command that is a function with keyword arguments."""
-    from jsonargparse import auto_cli, set_parsing_settings
+    from jsonargparse import ArgumentError, ArgumentParser, auto_cli, set_parsing_settings
+
+    class Parser(ArgumentParser):  # type: ignore[misc]
+        """Says in one line which setting is wrong, instead of listing every flag."""
+
+        def parse_args(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as its own
+            try:
+                return super().parse_args(*args, **kwargs)
+            except ArgumentError as error:
+                raise ValueError(in_one_line(error, self)) from error
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    auto_cli(_function(name), args=args, prog=f"python -m pretrain {name}", as_positional=False)
+    auto_cli(
+        _function(name),
+        args=args,
+        prog=f"python -m pretrain {name}",
+        as_positional=False,
+        parser_class=Parser,
+        exit_on_error=False,
+    )
 
 
 def _function(name: str) -> Callable[..., None]:

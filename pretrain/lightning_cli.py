@@ -9,12 +9,18 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import ArgumentError, Namespace
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.cli import (
+    ArgsType,
+    LightningArgumentParser,
+    LightningCLI,
+    SaveConfigCallback,
+)
 
 from data_prep.credentials import without_credentials
 from data_prep.records import replace_file
+from data_prep.setting_errors import in_one_line
 from pretrain import third_party_noise
 from pretrain.data import PretrainData
 from pretrain.module import PretrainModule
@@ -66,7 +72,11 @@ class PretrainCLI(LightningCLI):
             save_config_callback=SaveConfig,
             save_config_kwargs={"save_to_log_dir": False, "config_filename": CONFIG_FILE},
             auto_configure_optimizers=False,
-            parser_kwargs={"prog": f"python -m pretrain {command}", "allow_abbrev": False},
+            parser_kwargs={
+                "prog": f"python -m pretrain {command}",
+                "allow_abbrev": False,
+                "exit_on_error": False,
+            },
             trainer_defaults={**launched_processes(), **TRAINER_DEFAULTS},
         )
 
@@ -80,6 +90,13 @@ class PretrainCLI(LightningCLI):
         """Every setting, as config.yaml of the run will hold it."""
         found: dict[str, Any] = yaml.safe_load(settings_text(self.parser, self.config))
         return found
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse; a setting that is wrong is one line instead of every flag there is."""
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            raise ValueError(in_one_line(error, parser)) from error
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the section `run`."""

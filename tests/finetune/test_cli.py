@@ -55,7 +55,9 @@ def test_a_model_that_diverges_ends_with_a_code_of_its_own(
 
 
 def test_an_unknown_key_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--head.widht" in fails(capsys, [*words, "--head.widht", "3"])
+    assert "error: head.widht: found a setting that does not exist" in fails(
+        capsys, [*words, "--head.widht", "3"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -72,6 +74,17 @@ def test_a_bad_value_names_its_key(
     flag: str, value: str, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert flag in fails(capsys, [*words, f"--{flag}", value])
+
+
+def test_a_misspelt_head_is_one_line_with_the_one_that_was_meant(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["fit", "--head.name", "depfm"]) == 2
+    assert capsys.readouterr().err == (
+        "error: head.name: found 'depfm', expected one of lr, fm, deepfm, pnn, dcnv2, xdeepfm, "
+        "finalmlp, autoint, din, dien, bst, shared_bottom, mmoe, ple, esmm, two_arms; did you mean "
+        "deepfm?\n"
+    )
 
 
 def test_a_dataset_that_is_not_there_is_refused(

@@ -31,6 +31,38 @@ def test_an_unknown_key(words: list[str], capsys: pytest.CaptureFixture[str]) ->
     assert "tempreature" in error_of([*words, "--model.loss.tempreature", "1"], capsys)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        (["--model.optim.learning_rate", "1"], "model.optim.learning_rate: found a setting that "
+         "does not exist, expected one of lr, backbone_lr, weight_decay, warmup_steps, "
+         "final_lr_ratio"),
+        (["--trainer.precison", "32"], "trainer.precison: found a setting that does not exist; did "
+         "you mean trainer.precision?"),
+        (["--model.encoders.towers", '{"image": {"kind": "given"}}'], "model.encoders.towers.kind: "
+         "found a setting that does not exist, expected one of library, "),
+    ],
+)  # fmt: skip
+def test_a_wrong_setting_is_one_line_without_every_flag(
+    words: list[str], capsys: pytest.CaptureFixture[str], wrong: list[str], expected: str
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*words, *wrong])
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"pretrain fit: {expected}")
+
+
+def test_a_wrong_setting_of_another_command_is_one_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = ["--released", "x", "--dataset_dir", "x", "--out_dir", "x"]
+    with pytest.raises(SystemExit):
+        main(["embed", *given, "--batchsize", "3"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("pretrain embed: batchsize: found a setting that does not exist")
+
+
 def test_a_bad_value_names_the_setting(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
