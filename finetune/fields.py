@@ -26,6 +26,7 @@ class NumericFields(nn.Module):
         self.weight_KO = nn.Parameter(torch.randn(num_inputs, width) * INIT_STD)
         self.bias_KO = nn.Parameter(torch.zeros(num_inputs, width))
         self.missing_KO = nn.Parameter(torch.zeros(num_inputs, width))
+        self.requires_grad_(num_inputs > 0)
 
     def forward(self, numeric_BK: Tensor) -> Tensor:
         """[B, K] with NaN where missing → [B, K, O]."""
@@ -103,7 +104,8 @@ class FieldEmbedding(nn.Module):
         out = width + int(first_order)
         self.table = IdTable(num_rows, width, first_order=first_order, std=id_std)
         self.numeric = NumericFields(num_numeric, out)
-        self.bias = nn.Parameter(torch.zeros(()))
+        self.bias = nn.Parameter(torch.zeros(1))  # DeepSpeed sends no parameter without a dimension
+        self.bias.requires_grad_(first_order)  # DDP waits for the gradient of what is trained
         self.register_buffer("item_id_rows_I", item_id_rows_I.long(), persistent=False)
         self.content = content
         content_fields = content.num_fields if content is not None else 0

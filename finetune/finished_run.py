@@ -67,5 +67,12 @@ def open_run(
         negative_rate=config.train.negative_rate,
     )
     torch.set_rng_state(rng_state)
-    model.load_state_dict(load_file(run_dir / run_folder.WEIGHTS_FILE))
+    model.load_state_dict(read_weights(run_dir))
     return FinishedRun(config, record, data, content, tasks, model.eval())
+
+
+def read_weights(run_dir: Path) -> dict[str, Tensor]:
+    """Weights of a run's best epoch; in older runs the bias has no dimension."""
+    weights = load_file(run_dir / run_folder.WEIGHTS_FILE)
+    weights["fields.bias"] = weights["fields.bias"].reshape(1)
+    return weights

@@ -132,7 +132,8 @@ class Objective(nn.Module):
         if isinstance(self.debiasing, DoublyRobust):
             tables = list(self.debiasing.imputation.fields.id_tables())
             ids = {id(one) for one in tables}
-            dense = [p for p in self.debiasing.imputation.parameters() if id(p) not in ids]
+            imputation = self.debiasing.imputation
+            dense = [p for p in imputation.parameters() if p.requires_grad and id(p) not in ids]
         variances: list[Tensor] = [] if self.log_variance_T is None else [self.log_variance_T]
         for params, lr, decay in (
             (tables, config.id_lr, 0.0),

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from finetune import run_folder
 from finetune.content import Content
+from finetune.finished_run import read_weights
 from finetune.model import CtrModel
 from finetune.rungs import parse_rung
 from finetune.settings import FitConfig
@@ -123,7 +123,7 @@ def take_over(model: CtrModel, vocabulary: Vocabulary, run_dir: Path) -> int:
 
     A new value starts as its field's unknown value, which the older run has trained.
     """
-    older, weights = older_vocabulary(run_dir), load_file(run_dir / run_folder.WEIGHTS_FILE)
+    older, weights = older_vocabulary(run_dir), read_weights(run_dir)
     return take_over_weights(model, vocabulary, weights, older=older, source=str(run_dir))
 
 
