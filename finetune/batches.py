@@ -20,9 +20,12 @@ from finetune.order import BLOCK_ROWS, SHUFFLE_ROWS, NegativeSampling, epoch_win
 LastBatch = Literal["dropped", "shared"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Batch:
-    """Impressions of one step; letters as in data.py and content.py."""
+    """Impressions of one step; letters as in data.py and content.py.
+
+    Not frozen: Lightning casts a batch to its precision by setting fields of a copy.
+    """
 
     ids_BF: Tensor
     numeric_BK: Tensor

@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities import rank_zero_only
 
 from data_prep.dataset import Dataset, open_dataset
 from data_prep.records import SPLITS
@@ -33,6 +32,7 @@ from finetune.objective import Objective, check_outcomes, constant_labels
 from finetune.splits import read_split
 from finetune.task_metrics import all_figures, has_both_arms
 from finetune.tasks import learn_tasks
+from finetune.training import is_first_rank, train, trainer_of
 from finetune.warm_start import grown_vocabulary, take_over_weights
 
 logger = logging.getLogger(__name__)
@@ -111,11 +111,6 @@ def daily(config: DailyConfig) -> dict[str, Any]:
         write_report(found, config.out_dir)
         progress_folder.remove()
     return found
-
-
-def is_first_rank() -> bool:
-    """Whether this process is the one that writes: every rank has the same models."""
-    return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
 def by_day(dataset: Dataset, *, day_starts_at: float) -> dict[str, pa.Table]:
@@ -249,24 +244,16 @@ def _train(
         seed=config.seed,
         last_batch=last_batch,
     )
-    trainer.fit(module)
+    train(trainer, module)
     return time.monotonic() - started
 
 
 def _trainer(config: DailyConfig, *, epochs: int) -> pl.Trainer:
     """Trains for a fixed number of epochs."""
-    arguments: dict[str, Any] = {
-        "accelerator": config.trainer.accelerator,
-        "devices": config.trainer.devices,
-        "strategy": config.trainer.strategy,
-        "precision": config.trainer.precision,
-        "gradient_clip_val": config.train.grad_clip_norm or None,
-        "max_epochs": epochs,
-        "limit_val_batches": 0,
-        "num_sanity_val_steps": 0,
-        "enable_checkpointing": False,
-        "enable_model_summary": False,
-        "enable_progress_bar": False,
-        "logger": False,
-    }
-    return pl.Trainer(**(arguments | config.trainer.extra))
+    return trainer_of(
+        config.trainer,
+        gradient_clip_val=config.train.grad_clip_norm or None,
+        max_epochs=epochs,
+        limit_val_batches=0,
+        enable_progress_bar=False,
+    )

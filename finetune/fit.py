@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
-from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import Callback, EarlyStopping, RichProgressBar
 
 from data_prep.dataset import Dataset, open_dataset
 from finetune import run_folder
 from finetune.allocator import keep_freed_memory
 from finetune.batches import CtrTable
+from finetune.best_weights import BestWeights
 from finetune.content import Content, ContentFeatures, open_content
 from finetune.content_settings import ContentConfig
 from finetune.data import CtrData, Impressions
@@ -36,6 +36,7 @@ from finetune.reuse import reuse
 from finetune.settings import FitConfig, InputConfig
 from finetune.slices import slice_columns, slice_masks
 from finetune.tasks import as_json, check_task_classes, learn_tasks, read_tasks
+from finetune.training import train, trainer_of
 from finetune.trust_record import trust_record
 from finetune.warm_start import (
     grown_vocabulary,
@@ -214,6 +215,7 @@ def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
         table = predictions_table(inputs.dataset, judged, tested.columns)
         run_folder.write_predictions(table, config.out_dir / run_folder.PREDICTIONS_FILE)
         run_folder.write_json(record, config.out_dir / run_folder.METRICS_FILE)
+    module.trainer.strategy.barrier()  # on every rank a run that has ended is on disk
     return record
 
 
@@ -237,34 +239,23 @@ def _make(
 def _train(module: CtrModule, config: FitConfig) -> int:
     """Train until validation AUC stops rising, restore the best weights; returns their epoch."""
     with tempfile.TemporaryDirectory(dir=config.out_dir, prefix=".checkpoints-") as folder:
-        best = ModelCheckpoint(
-            folder, monitor=MONITOR, mode="max", save_top_k=1, save_weights_only=True
-        )
+        best = BestWeights(Path(folder))
         stop = EarlyStopping(MONITOR, mode="max", patience=config.train.patience)
         callbacks: list[Callback] = [best, stop]
         if config.trainer.progress == "rich":
             callbacks.append(RichProgressBar())
-        arguments: dict[str, Any] = {
-            "accelerator": config.trainer.accelerator,
-            "devices": config.trainer.devices,
-            "strategy": config.trainer.strategy,
-            "precision": config.trainer.precision,
-            "log_every_n_steps": config.trainer.log_every_n_steps,
-            "enable_progress_bar": config.trainer.progress == "rich",
-            "gradient_clip_val": config.train.grad_clip_norm or None,
-            "max_epochs": config.train.max_epochs,
-            "default_root_dir": config.out_dir,
-            "enable_model_summary": False,
-            "num_sanity_val_steps": 0,
-            "logger": False,
-            "callbacks": callbacks,
-        }
-        trainer = pl.Trainer(**(arguments | config.trainer.extra))
-        trainer.fit(module)
-        module.load_best(torch.load(best.best_model_path, weights_only=True, map_location="cpu"))
-        trainer.strategy.barrier()  # the folder is rank 0's, and the others read from it
-    values = [row[MONITOR] for row in module.history]
-    return int(np.argmax(values)) + 1
+        trainer = trainer_of(
+            config.trainer,
+            log_every_n_steps=config.trainer.log_every_n_steps,
+            enable_progress_bar=config.trainer.progress == "rich",
+            gradient_clip_val=config.train.grad_clip_norm or None,
+            max_epochs=config.train.max_epochs,
+            default_root_dir=config.out_dir,
+            callbacks=callbacks,
+        )
+        train(trainer, module)
+        best.restore(trainer, module)
+    return best.epoch
 
 
 def predictions_table(

@@ -5,11 +5,12 @@ Shapes: B impressions of a batch.
 
 import math
 import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
+from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from torch import Tensor
 
 from finetune.batches import Batch, CtrTable, EvalBatches, LastBatch, TrainBatches
@@ -52,6 +53,8 @@ class CtrModule(pl.LightningModule):
         self.seed = seed
         self.last_batch: LastBatch = last_batch
         self.history: list[Epoch] = []
+        self.autocasts = False
+        """Whether bf16-mixed is seen to here, as DeepSpeed leaves it to the module."""
         self._train_logits: list[Tensor] = []
         self._train_labels: list[Tensor] = []
         self._clocks = self._spent = (0.0, 0.0)
@@ -89,12 +92,19 @@ class CtrModule(pl.LightningModule):
         return batch if device.type == "cpu" else batch.to(device)
 
     def on_fit_start(self) -> None:
-        """Refuse a strategy that takes no sparse gradients."""
+        """Refuse what the strategy cannot do: sparse gradients, tables that start anew."""
         sparse, strategy = self.model.fields.table.sparse_gradient, self.trainer.strategy
-        if sparse and not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+        by_engine = isinstance(strategy, DeepSpeedStrategy)  # which is a DDPStrategy too
+        if sparse and (by_engine or not isinstance(strategy, SingleDeviceStrategy | DDPStrategy)):
             raise ValueError(
                 f"train.id_optimizer: found sparse with {type(strategy).__name__}, expected dense, "
                 "as sparse gradients go through one device or DDP; set train.id_optimizer: dense"
+            )
+        if self.config.id_reset != "never" and by_engine:
+            raise ValueError(
+                f"train.id_reset: found {self.config.id_reset} with {type(strategy).__name__}, "
+                "expected never, as DeepSpeed holds weights and moments of its own; use one device "
+                "or trainer.strategy: ddp"
             )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -103,7 +113,6 @@ class CtrModule(pl.LightningModule):
         The tables have no weight decay: Adam would shrink the rows of rare ids at full speed,
         whatever the coefficient. `id_l2` penalises the rows a batch touches instead.
         """
-        sparse = self.model.fields.table.sparse_gradient
         ids, encoder = self.model.fields.id_tables(), self.model.fields.encoder_parameters()
         apart = {id(one) for one in [*self.model.fields.table.parameters(), *ids, *encoder]}
         dense = [p for p in self.model.parameters() if p.requires_grad and id(p) not in apart]
@@ -115,7 +124,7 @@ class CtrModule(pl.LightningModule):
         if encoder:
             groups.append({"params": encoder, "lr": self.encoder_lr, "weight_decay": decay})
         groups += self.objective.parameter_groups(self.config)
-        return RowSparseAdamW(groups) if sparse else torch.optim.AdamW(groups, fused=True)
+        return RowSparseAdamW(groups)
 
     def on_after_backward(self) -> None:
         """Average the table's sparse gradient over the ranks: DDP is told to leave it out."""
@@ -158,7 +167,8 @@ class CtrModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The objective's loss plus the penalties of the ids that were read and of content."""
         batch = self._drop_ids(batch)
-        step = self.objective(self.model, batch)
+        with self._autocast():
+            step = self.objective(self.model, batch)
         first = self.model.tasks[0]
         if first.is_binary and not self.model.has_arms:
             self._train_logits.append(step.scored.logit_B.detach())
@@ -175,6 +185,12 @@ class CtrModule(pl.LightningModule):
             squares = step.scored.content_square_sum
             loss = loss + self.config.content_l2 * squares / len(batch.label_B)
         return loss
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        """Lightning's own autocast leaves `bf16-mixed` to DeepSpeed, and ZeroStrategy to us."""
+        if self.trainer.precision != "bf16-mixed":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
 
     def on_validation_start(self) -> None:
         """Stop the clocks: validation has its own time."""
@@ -205,7 +221,8 @@ class CtrModule(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect scores; AUC needs all of them."""
-        self._valid_outputs.append(self.model(batch).output_BO)
+        with self._autocast():
+            self._valid_outputs.append(self.model(batch).output_BO)
 
     def on_validation_epoch_end(self) -> None:
         """Figures of training so far this epoch and of the validation split."""
@@ -216,7 +233,7 @@ class CtrModule(pl.LightningModule):
         row: Epoch = {"epoch": float(self.current_epoch + 1)}
         if self._train_logits:
             train_score = torch.sigmoid(torch.cat(self._train_logits).float()).cpu().numpy()
-            train_label = torch.cat(self._train_labels).cpu().numpy()
+            train_label = torch.cat(self._train_labels).float().cpu().numpy()
             row["train/auc"] = auc(train_label, train_score)
             row["train/logloss"] = log_loss(train_label, train_score)
         row |= self._speed()
@@ -244,7 +261,3 @@ class CtrModule(pl.LightningModule):
                 f"{self.config.monitor or [task.name for task in tasks]}; move the cut-offs and "
                 "re-run python -m data_prep shard"
             )
-
-    def load_best(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the weights of the best epoch from a Lightning checkpoint."""
-        self.load_state_dict(checkpoint["state_dict"])

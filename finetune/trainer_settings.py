@@ -14,8 +14,9 @@ class TrainerConfig:
     devices: int | str = 1
     """How many devices, or auto."""
 
-    strategy: str = "auto"
-    """Lightning's strategy by name."""
+    strategy: str | dict[str, Any] = "auto"
+    """Lightning's strategy by name, or a class and its arguments (`class_path`, `init_args`), as
+    `--config configs/zero2.yaml` has them for DeepSpeed ZeRO."""
 
     precision: str = "32-true"
     """Lightning's precision by name."""
@@ -28,3 +29,24 @@ class TrainerConfig:
 
     extra: dict[str, Any] = field(default_factory=dict)
     """Any other argument of the Trainer, by its name."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Those of Lightning's Trainer that say where it runs, with a strategy of its own.
+
+        Raises:
+            ValueError: a strategy that is no class of Lightning's, or arguments that it lacks.
+        """
+        names = ("accelerator", "devices", "strategy", "precision")
+        found = {name: getattr(self, name) for name in names}
+        if isinstance(self.strategy, dict):
+            from jsonargparse import ArgumentError, ArgumentParser
+            from pytorch_lightning.strategies import Strategy
+
+            parser = ArgumentParser(exit_on_error=False)
+            parser.add_subclass_arguments(Strategy, "trainer.strategy")
+            try:
+                given = parser.parse_object({"trainer": {"strategy": self.strategy}})
+            except ArgumentError as error:
+                raise ValueError(str(error)) from error
+            found["strategy"] = parser.instantiate_classes(given).trainer.strategy
+        return found

@@ -190,3 +190,37 @@ def tensors_only(folder: Path) -> Iterator[None]:
         os.environ.pop(variable)
         if before is not None:
             os.environ[variable] = before
+
+
+def whole_state(module: torch.nn.Module) -> dict[str, Tensor]:
+    """What `module.state_dict()` holds, also where ZeRO-3 has parted it; then a collective."""
+    state: dict[str, Tensor] = module.state_dict(keep_vars=True)
+    found = {}
+    for name, value in state.items():
+        if hasattr(value, "ds_id"):
+            import deepspeed
+
+            with deepspeed.zero.GatheredParameters([value]):
+                found[name] = value.detach().clone()
+        else:
+            found[name] = value.detach()
+    return found
+
+
+def leave_engine(engine: Any, module: torch.nn.Module) -> None:  # noqa: ANN401
+    """Make of what an engine has trained a plain module again; a collective under ZeRO-3."""
+    state = {name: value.clone() for name, value in whole_state(module).items()}
+    engine.destroy()
+    for part in module.modules():
+        # Parameters of their own, where the engine's are parts of one tensor or empty; and in a
+        # plain dict, where ZeRO-3 has put one that looks after all that is read of it.
+        part._parameters = {
+            name: None
+            if one is None
+            else torch.nn.Parameter(
+                torch.empty(getattr(one, "ds_shape", one.shape), dtype=one.dtype),
+                requires_grad=one.requires_grad,
+            )
+            for name, one in part._parameters.items()
+        }
+    module.load_state_dict(state)

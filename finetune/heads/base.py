@@ -9,9 +9,13 @@ from itertools import pairwise
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finetune.settings import HeadConfig
+
+_TORCH_LINEAR = F.linear
+"""ZeRO-3 puts another in its place, for the rest of the process, which knows no oneDNN."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,8 @@ class DeepPart(nn.Sequential):
 
 def _onednn_helps(x: Tensor) -> bool:
     return (
-        x.device.type == "cpu"
+        F.linear is _TORCH_LINEAR
+        and x.device.type == "cpu"
         and x.dtype == torch.float32
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and not torch.is_autocast_enabled("cpu")
