@@ -77,7 +77,9 @@ def _run(command: str, settings: Any) -> None:  # noqa: ANN401 - one a command
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     from rich.console import Console
 
-    console = Console()
+    from finetune.training import is_first_rank
+
+    console = Console(quiet=not is_first_rank())
     if command == "fit":
         from finetune.fit import fit
 

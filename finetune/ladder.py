@@ -27,6 +27,7 @@ from finetune.settings import FitConfig, LadderConfig, TrainerConfig
 from finetune.splits import check_splits
 from finetune.task_settings import CLICK
 from finetune.tasks import known_labels
+from finetune.training import is_first_rank
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +35,11 @@ RUNS_DIR = "ladder"
 USUAL_RUNGS = ("none", "noise", "raw", "aligned")
 
 
-def ladder(config: LadderConfig, *, console: Console) -> Comparison:
-    """Climb every rung with every seed, keep what is finished, write the report."""
+def ladder(config: LadderConfig, *, console: Console) -> Comparison | None:
+    """Climb every rung with every seed, keep what is finished, write the report.
+
+    Of several ranks that climb together rank 0 writes; the others return None after the last run.
+    """
     from finetune.report import write_report
 
     config = dataclasses.replace(config, rungs=rungs_of(config))
@@ -43,10 +47,13 @@ def ladder(config: LadderConfig, *, console: Console) -> Comparison:
     waiting = [one for one in configs if not run_folder.is_finished(one)]
     if len(waiting) < len(configs):
         console.print(f"{len(configs) - len(waiting)} of {len(configs)} runs are kept")
-    run_folder.write_config(config, config.out_dir)
+    if is_first_rank():
+        run_folder.write_config(config, config.out_dir)
     if waiting:
         _check(waiting)
         _run(waiting, console=console)
+    if not is_first_rank():
+        return None
     comparison = write_report(
         config.out_dir,
         run_dirs=[one.out_dir for one in configs],
