@@ -10,7 +10,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from torch import Tensor
 
 from finetune.batches import Batch, CtrTable, EvalBatches, LastBatch, TrainBatches
@@ -90,22 +89,6 @@ class CtrModule(pl.LightningModule):
     ) -> Batch:
         """Move every tensor of a batch."""
         return batch if device.type == "cpu" else batch.to(device)
-
-    def on_fit_start(self) -> None:
-        """Refuse what the strategy cannot do: sparse gradients, tables that start anew."""
-        sparse, strategy = self.model.fields.table.sparse_gradient, self.trainer.strategy
-        by_engine = isinstance(strategy, DeepSpeedStrategy)  # which is a DDPStrategy too
-        if sparse and (by_engine or not isinstance(strategy, SingleDeviceStrategy | DDPStrategy)):
-            raise ValueError(
-                f"train.id_optimizer: found sparse with {type(strategy).__name__}, expected dense, "
-                "as sparse gradients go through one device or DDP; set train.id_optimizer: dense"
-            )
-        if self.config.id_reset != "never" and by_engine:
-            raise ValueError(
-                f"train.id_reset: found {self.config.id_reset} with {type(strategy).__name__}, "
-                "expected never, as DeepSpeed holds weights and moments of its own; use one device "
-                "or trainer.strategy: ddp"
-            )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW with ids, dense and content parts, and a tuned encoder at speeds of their own.
@@ -187,8 +170,7 @@ class CtrModule(pl.LightningModule):
         return loss
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        """Lightning's own autocast leaves `bf16-mixed` to DeepSpeed, and ZeroStrategy to us."""
-        if self.trainer.precision != "bf16-mixed":
+        if not self.autocasts:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 

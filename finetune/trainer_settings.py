@@ -44,9 +44,16 @@ class TrainerConfig:
 
             parser = ArgumentParser(exit_on_error=False)
             parser.add_subclass_arguments(Strategy, "trainer.strategy")
+            # From the command line the arguments come beside the class.
+            named = {k: v for k, v in self.strategy.items() if k in ("class_path", "init_args")}
+            apart = {k: v for k, v in self.strategy.items() if k not in named}
+            named["init_args"] = apart | named.get("init_args", {})
             try:
-                given = parser.parse_object({"trainer": {"strategy": self.strategy}})
-            except ArgumentError as error:
-                raise ValueError(str(error)) from error
-            found["strategy"] = parser.instantiate_classes(given).trainer.strategy
+                given = parser.parse_object({"trainer": {"strategy": named}})
+                found["strategy"] = parser.instantiate_classes(given).trainer.strategy
+            except (ArgumentError, ValueError) as error:
+                raise ValueError(
+                    f"trainer.strategy: found {self.strategy}, expected a name, or class_path and "
+                    f"init_args of a strategy as in configs/zero2.yaml; {error}"
+                ) from error
         return found

@@ -114,6 +114,7 @@ def test_a_strategy_that_is_none_is_refused(fit_config: FitConfig) -> None:
     for strategy in (
         {"class_path": "pretrain.zero.ZeroStrategy", "init_args": {"stages": 2}},
         {"class_path": "pathlib.Path"},
+        {"class_path": "pretrain.zero.ZeroStrategy", "stage": 4},
         {"stage": 2},
     ):
         trainer = dataclasses.replace(fit_config.trainer, strategy=strategy)
@@ -163,6 +164,8 @@ def two_ranks(
     ddp, dense = "--trainer.strategy ddp", "--train.id_optimizer dense"
     deepfm = f"{dense} --head.name deepfm"
     zero = [f"--config {ROOT}/configs/zero{stage}.yaml" for stage in range(4)]
+    flags = "--trainer.strategy.class_path pretrain.zero.ZeroStrategy"
+    flags += " --trainer.strategy.init_args.stage 1"
     tasks = f"{dense} --dataset_dir {rich_dir} --head.name mmoe --train.position.mode add"
     tasks += ' --tasks {"label":{},"like":{}} --train.task_weights uncertainty'
     ladder = f"{ddp} --rungs [none,noise] --seeds [0] --num_resamples 20"
@@ -175,7 +178,7 @@ def two_ranks(
         "ladder": f"ladder {small} {ladder}",
         "ladder_kept": f"ladder {small} {ladder}",
         "ddp": f"fit {small} {ddp} {deepfm}",
-        "zero1": f"fit {small} {zero[1]} {deepfm}",
+        "zero1": f"fit {small} {flags} {deepfm}",
         "zero2": f"fit {small} {zero[2]} {deepfm}",
         "tasks_mixed": f"fit {small} {zero[2]} {tasks} --trainer.precision bf16-mixed",
         "tasks_bf16": f"fit {small} {zero[2]} {tasks} --trainer.precision bf16-true",
@@ -218,8 +221,8 @@ def test_zero_gives_what_ddp_gives(two_ranks: TwoRanks) -> None:
         assert [code for code, _ in two_ranks.found[f"zero{stage}"]] == [0, 0]
         found_N = scores(two_ranks.out / f"zero{stage}")
         np.testing.assert_allclose(found_N, expected_N, rtol=1e-3, atol=1e-5)
-        strategy = run_folder.read_config(two_ranks.out / f"zero{stage}").trainer.strategy
-        assert strategy["init_args"] == {"stage": stage}
+        strategy = run_folder.read_config(two_ranks.out / f"zero{stage}").trainer.arguments()
+        assert strategy["strategy"].stage == stage
 
 
 @pytest.mark.ranks
