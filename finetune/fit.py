@@ -36,7 +36,7 @@ from finetune.reuse import reuse
 from finetune.settings import FitConfig, InputConfig
 from finetune.slices import slice_columns, slice_masks
 from finetune.tasks import as_json, check_task_classes, learn_tasks, read_tasks
-from finetune.training import train, trainer_of
+from finetune.training import is_first_rank, train, trainer_of
 from finetune.trust_record import trust_record
 from finetune.warm_start import (
     grown_vocabulary,
@@ -147,7 +147,8 @@ def fit(config: FitConfig, inputs: Inputs | None = None) -> dict[str, Any]:
         encoder_lr=config.content.tune_lr,
     )
     config.out_dir.mkdir(parents=True, exist_ok=True)
-    run_folder.make_way(config)
+    if is_first_rank():
+        run_folder.make_way(config)
     best_epoch = _train(module, config)
 
     opened_before = inputs.data.test_opened
