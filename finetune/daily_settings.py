@@ -14,7 +14,8 @@ DailyMode = Literal["incremental", "retrained", "stale"]
 class DailyConfig(InputConfig):
     """Train day by day and test each model on the day after, before it learns from it.
 
-    The impressions of all days are held in memory; `memory_mb` bounds what they are encoded to.
+    Models of ids alone, the rung none: a release would have seen the days to come. The impressions
+    of all days are held in memory; `memory_mb` bounds what they are encoded to.
     """
 
     out_dir: Path
@@ -54,6 +55,9 @@ class DailyConfig(InputConfig):
         check(ok, "modes", self.modes, "different modes, at least one")
         for key in ("first_days", "day_epochs"):
             check(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
+        for key in ("embeddings_dir", "released"):
+            expected = "null, as daily trains on ids alone (the rung none)"
+            check(getattr(self, key) is None, key, getattr(self, key), expected)
         check(0 <= self.day_starts_at < 24, "day_starts_at", self.day_starts_at, "0 to below 24")
 
     def as_fit(self) -> FitConfig:

@@ -5,6 +5,9 @@ from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
 from data_prep.figures import BLUE, GREY, RUST, house_style, new_figure, svg
 from data_prep.html_page import Html, figure, page, section, table
 from data_prep.records import replace_file
@@ -30,7 +33,7 @@ def write_report(found: Mapping[str, Any], out_dir: Path) -> None:
             section(
                 "Every day",
                 f"Each model is tested on a day before it learns from it. The first ones learnt "
-                f"{', '.join(found['first_days'])}.",
+                f"{_days(found['first_days'])}.",
                 figure(_curves(found, names)),
             ),
             section(
@@ -40,6 +43,12 @@ def write_report(found: Mapping[str, Any], out_dir: Path) -> None:
         ],
     )
     replace_file(out_dir / REPORT_FILE, text.encode())
+
+
+def _days(names: list[str]) -> str:
+    if len(names) == 1:
+        return names[0]
+    return f"the {len(names)} days from {names[0]} to {names[-1]}"
 
 
 def _odd_days(found: Mapping[str, Any]) -> list[Html]:
@@ -88,11 +97,12 @@ def _curves(found: Mapping[str, Any], names: Mapping[str, str]) -> str:
             for mode in found["mean"]:
                 rows = [row for row in found["days"] if row["mode"] == mode]
                 axes.plot(
-                    [row["day"][5:] for row in rows],
+                    np.array([row["day"] for row in rows], dtype="datetime64[D]"),
                     [nan if row[key] is None else row[key] for row in rows],
                     "o-", ms=3, lw=1.3, color=COLOURS[mode], label=mode,
                 )  # fmt: skip
             axes.set(title=f"{names[key]} on the next day")
-            axes.tick_params(axis="x", rotation=45)
+            axes.xaxis.set_major_locator(AutoDateLocator(minticks=1, maxticks=8))
+            axes.xaxis.set_major_formatter(ConciseDateFormatter(axes.xaxis.get_major_locator()))
         both[0].legend(frameon=False)
         return svg(drawing)

@@ -125,5 +125,7 @@ def _refuse_newer(seen_until: int, config: FitConfig, *, data: CtrData, source: 
         data.dataset,
         source=source,
         allowed=config.allow_look_ahead,
-        override="--allow_look_ahead true, or an older run",
+        override="--allow_look_ahead true",
+        advice="a run knows its own time up to its test_start, as its epochs were chosen on "
+        "validation: shard with a valid_start from there on, or give an older run",
     )

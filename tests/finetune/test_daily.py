@@ -358,7 +358,14 @@ def test_other_settings_start_the_days_anew(
 
 
 @pytest.mark.parametrize(
-    "changes", [{"modes": ()}, {"first_days": 0}, {"day_epochs": 0}, {"day_starts_at": 24.0}]
+    "changes",
+    [
+        {"modes": ()},
+        {"first_days": 0},
+        {"day_epochs": 0},
+        {"day_starts_at": 24.0},
+        {"released": Path("released")},
+    ],
 )
 def test_settings_check_their_ranges(changes: dict, config: DailyConfig) -> None:
     with pytest.raises(ValueError, match=next(iter(changes))):
