@@ -56,7 +56,7 @@ def test_what_is_not_known_is_shown(caplog: pytest.LogCaptureFixture) -> None:
         "Found 3 modules that are not used",
         "this is about to change",
     ]
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger=third_party_noise.LIGHTNING.name):
         third_party_noise.silence()
         for line in ("💡 Tip: buy this", "TPU available: False, using: 0", "GPU available: True"):
             third_party_noise.LIGHTNING.info(line)
