@@ -78,7 +78,7 @@ def test_a_finished_run_says_so_and_is_left_as_it_is(
         ("--model.encoders.user.layers 2", "model.encoders.user.layers 1 -> 2"),
         ("--seed_everything 3", "seed_everything 0 -> 3"),
         ("--trainer.precision bf16-mixed", "trainer.precision null -> bf16-mixed"),
-        ("--trainer.gradient_clip_val 2", "trainer.gradient_clip_val 1.0 -> 2"),
+        ("--trainer.gradient_clip_val 2.5", "trainer.gradient_clip_val 1.0 -> 2.5"),
         ("--model.encoders.towers {'text':{'library':'given'}}",
          'model.encoders.towers [] -> ["text"]'),
         ("--trainer.max_epochs 2 --data.config.global_batch_size 8 --model.optim.warmup_steps 1",
