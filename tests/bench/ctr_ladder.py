@@ -2,12 +2,13 @@
 
     python tests/bench/ctr_ladder.py --out_dir runs/ctr_ladder
 
-In each block: data_prep shard → pretrain features (once) → fit → export → embed on what precedes
-the block's validation tenth, then `finetune ladder` with every seed. One release a block: the seeds
-are those of the head. The head and its settings were chosen on the validation tenths of two blocks
-(`--stage valid` prints those figures and opens no test). What is there already is kept, so that a
-run that was stopped goes on; `-- --rungs '[none,raw,aligned]'` climbs these only, in two or three
-minutes of one core a block, the whole ladder in about ten. The last line is one JSON object.
+In each block: data_prep shard, pretrain features (once), and for every seed pretrain fit → export →
+embed on what precedes the block's validation tenth → `finetune ladder` of that seed. So a seed is
+one of the whole pipeline: a block's figure rests on three releases, as one that is drawn anew moves
+AUC on cold and tail items by .005. `--stage valid` prints the figures of the validation tenths and
+opens no test; settings are chosen there. What is there already is kept, so that a run that was
+stopped goes on; `-- --rungs '[none,raw,aligned]'` climbs these only, in two or three minutes of one
+core a block, the whole ladder in about ten. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -45,13 +46,14 @@ WITHOUT = ("image", "text")
 
 @dataclass(frozen=True, kw_only=True)
 class Folders:
-    """Where one block keeps its files."""
+    """Where one seed of a block keeps its files."""
 
     run_dir: Path
+    seed: int
     dataset_dir: Path
     features_dir: Path
     runs: str
-    """Name of the ladder among those of this block."""
+    """Name of the ladder among those of this seed."""
 
     @property
     def ladder(self) -> Path:
@@ -95,6 +97,7 @@ def pretrain(where: Folders) -> None:
         "--config", PRETRAIN, "--run.dir", where.run_dir / "pretrain",
         "--data.config.dataset_dir", where.dataset_dir,
         "--data.config.features_dir", where.features_dir,
+        "--seed_everything", where.seed, "--data.config.seed", where.seed,
     ]  # fmt: skip
     if not (where.features_dir / "features.json").is_file():
         module("pretrain", "features", *settings)
@@ -112,7 +115,7 @@ def pretrain(where: Folders) -> None:
 
 
 def climb(where: Folders, *, stage: str, config: Path, more: Sequence[object]) -> None:
-    """The block's ladder; runs that are there already are kept."""
+    """The seed's ladder; runs that are there already are kept."""
     knock_outs = [str(where.run_dir / f"without-{name}") for name in WITHOUT]
     for name, folder in zip(WITHOUT, knock_outs, strict=True):
         if stage == "test" and not (Path(folder) / "embeddings.json").is_file():
@@ -124,22 +127,23 @@ def climb(where: Folders, *, stage: str, config: Path, more: Sequence[object]) -
     module(
         "finetune", "ladder", "--config", config, "--judged_on", stage,
         "--dataset_dir", where.dataset_dir, "--embeddings_dir", where.embeddings,
-        "--released", where.released, "--out_dir", where.ladder,
+        "--released", where.released, "--out_dir", where.ladder, "--seeds", f"[{where.seed}]",
         "--content.features_dir", where.features_dir,
         "--knock_outs", json.dumps(knock_outs if stage == "test" else []),
         "--pretrain_metrics", where.run_dir / "pretrain" / "metrics.csv", *more,
     )  # fmt: skip
 
 
-def read_block(block: films_protocol.CtrBlock, where: Folders, *, stage: str) -> BlockScores:
-    """What the finished runs of a block said."""
-    settings = yaml.safe_load((where.ladder / CONFIG_FILE).read_text())
-    folder = where.ladder / "ladder" / settings["head"]["name"]
+def read_block(
+    block: films_protocol.CtrBlock, seeds: Sequence[Folders], *, stage: str
+) -> BlockScores:
+    """What the finished runs of a block said, those of every seed."""
     scores: dict[str, list[NDArray[np.float32]]] = {}
-    for rung in settings["rungs"]:
-        for seed in settings["seeds"]:
-            path = folder / rung / f"seed-{seed}" / PREDICTIONS_FILE
-            table = pq.read_table(path)
+    for where in seeds:
+        settings = yaml.safe_load((where.ladder / CONFIG_FILE).read_text())
+        folder = where.ladder / "ladder" / settings["head"]["name"]
+        for rung in settings["rungs"]:
+            table = pq.read_table(folder / rung / f"seed-{where.seed}" / PREDICTIONS_FILE)
             scores.setdefault(rung, []).append(table["score"].to_numpy())
     user_N, item_N = table["user_id"].to_numpy(), table["item_id"].to_numpy()
     before = block.test_start if stage == "test" else block.valid_start
@@ -175,7 +179,8 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=LADDER)
     parser.add_argument("--stage", choices=("test", "valid", "prepare"), default="test")
     parser.add_argument("--blocks", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--name", help="folder of the runs in a block; the stage by default")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--name", help="folder of a seed's runs; the stage by default")
     parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("more", nargs="*", help="words for finetune ladder, behind --")
     args = parser.parse_args()
@@ -189,20 +194,25 @@ def main() -> None:
     interactions = films_protocol.read_interactions(source)
     scores, folders = [], []
     for number in args.blocks:
-        where = Folders(
-            run_dir=args.out_dir / f"block-{number}",
-            dataset_dir=args.data_dir / f"films_ctr_{number}",
-            features_dir=args.data_dir / "features",
-            runs=args.name or args.stage,
-        )
+        seeds = [
+            Folders(
+                run_dir=args.out_dir / f"block-{number}" / f"seed-{seed}",
+                seed=seed,
+                dataset_dir=args.data_dir / f"films_ctr_{number}",
+                features_dir=args.data_dir / "features",
+                runs=args.name or args.stage,
+            )
+            for seed in args.seeds
+        ]
         block = films_protocol.ctr_block(interactions, number)
-        shard(block, where)
-        pretrain(where)
-        if args.stage == "prepare":
-            continue
-        climb(where, stage=args.stage, config=args.config, more=args.more)
-        scores.append(read_block(block, where, stage=args.stage))
-        folders.append(where.ladder)
+        for where in seeds:
+            shard(block, where)
+            pretrain(where)
+            if args.stage != "prepare":
+                climb(where, stage=args.stage, config=args.config, more=args.more)
+        if args.stage != "prepare":
+            scores.append(read_block(block, seeds, stage=args.stage))
+            folders += [where.ladder for where in seeds]
     if scores:
         print(json.dumps(summary(scores, folders, args=args)))
 
