@@ -90,7 +90,9 @@ def _open_run(config: OffPolicyConfig) -> FinishedRun:
     run = open_run(config.run_dir, dataset=dataset)
     names = [task.name for task in run.tasks]
     refused = [
-        ("rung", run.config.rung, "none", run.config.rung != "none"),
+        ("rung", run.config.rung, "none, as every item is scored in every context, where user "
+         "vectors and similarities of content have not been made; give a run of ids alone",
+         run.config.rung != "none"),
         ("head.name", run.config.head.name, "any but two_arms", run.model.has_arms),
         ("task", config.task, f"null or one of {names}",
          config.task is not None and config.task not in names),

@@ -57,7 +57,13 @@ def read_impressions(
     context |= {one.name: "numeric" for one in vocabulary.numeric if one.owner == "context"}
     ids_and_time = ["user_id", "item_id", "time"]
     needed = [*ids_and_time, *context]
-    found = pq.read_schema(path).names
+    try:
+        found = pq.read_schema(path).names
+    except pa.ArrowInvalid as error:
+        raise ValueError(
+            f"{path}: found a file that is no Parquet ({error}), expected Parquet with {needed}; "
+            "convert it"
+        ) from error
     missing = [name for name in needed if name not in found]
     if missing:
         raise ValueError(

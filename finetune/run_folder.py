@@ -104,6 +104,11 @@ def read_record(run_dir: Path) -> dict[str, Any]:
             "run python -m finetune fit or ladder"
         )
     record: dict[str, Any] = json.loads(path.read_text())
+    if "rungs" in record:
+        raise ValueError(
+            f"{run_dir}: found a ladder's folder, expected one of its runs; give a folder such as "
+            "ladder/HEAD/RUNG/seed-0 inside"
+        )
     if record.get("run_version") != RUN_VERSION:
         raise ValueError(
             f"{path}: found run version {record.get('run_version')}, this code reads "

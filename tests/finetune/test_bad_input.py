@@ -348,6 +348,10 @@ def test_predict_takes_missing_and_infinite_context_for_missing(
     scores = pq.read_table(out)["score"].to_pylist()
     assert np.isfinite(scores).all()
     assert len(set(scores)) == 1
+    text = tmp_path / "new.csv"
+    text.write_text("user_id,item_id,time\n1,2,3\n")
+    with pytest.raises(ValueError, match=r"new\.csv: found a file that is no Parquet"):
+        predict(PredictConfig(run_dir=fit_config.out_dir, impressions=text, out=out))
 
 
 @pytest.mark.parametrize(

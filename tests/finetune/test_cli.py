@@ -207,6 +207,9 @@ def test_predict_and_report_name_a_folder_that_is_no_run(
     words = ["--impressions", "x.parquet", "--out", "y.parquet"]
     assert "no finished run" in fails(capsys, ["predict", "--run_dir", str(tmp_path), *words])
     assert "no finished run" in fails(capsys, ["report", "--run_dir", str(tmp_path)])
+    (tmp_path / "metrics.json").write_text('{"rungs": {}}')
+    said = fails(capsys, ["predict", "--run_dir", str(tmp_path), *words])
+    assert "found a ladder's folder, expected one of its runs" in said
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("ladder.yaml")), ids=str)
