@@ -184,7 +184,7 @@ def two_ranks(
         "tasks_bf16": f"fit {small} {zero[2]} {tasks} --trainer.precision bf16-true",
         "zero3": f"fit {small} {zero[3]} {deepfm}",
         "din_zero3": f"fit {small} {zero[3]} {dense} --rung noise",
-        "daily": f"daily {small} {daily}",
+        "daily": f"daily {small} --embeddings_dir null {daily}",
     }
     words = [
         [*text.split(), "--out_dir", str(out / name.removesuffix("_kept"))]
