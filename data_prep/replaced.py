@@ -53,19 +53,20 @@ def _why(manifest: Manifest, config: ShardConfig) -> str:
     if isinstance(before.get("filter"), dict):  # a key may be younger than the dataset
         before["filter"] = dataclasses.asdict(FilterConfig()) | before["filter"]
     now = json.loads(json.dumps(settings_in_result(config)))
-    changes = list(_changes(before, now))
-    if not changes:
+    found = [f"{name} {_shown(old)} → {_shown(new)}" for name, old, new in changes(before, now)]
+    if not found:
         return "raw files have changed since (size, time or name)"
-    more = f" and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
-    return f"settings differ: {', '.join(changes[:SHOWN])}{more}"
+    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    return f"settings differ: {', '.join(found[:SHOWN])}{more}"
 
 
-def _changes(before: object, now: object, name: str = "") -> Iterator[str]:
+def changes(before: object, now: object, name: str = "") -> Iterator[tuple[str, object, object]]:
+    """Dotted names of the settings that differ, with their old and their new values."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in {**now, **before}:
-            yield from _changes(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+            yield from changes(before.get(key), now.get(key), f"{name}.{key}" if name else key)
     elif before != now:
-        yield f"{name} {_shown(before)} → {_shown(now)}"
+        yield name, before, now
 
 
 def _shown(value: object) -> str:

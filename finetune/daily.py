@@ -60,7 +60,8 @@ def daily(config: DailyConfig) -> dict[str, Any]:
     if progress is None:
         first = train_new(config, dataset, pa.concat_tables([days[name] for name in start]))
         progress = Progress(dict.fromkeys(config.modes, first), place=config.first_days - 1)
-    run_folder.write_config(config, config.out_dir)
+    if is_first_rank():
+        run_folder.write_config(config, config.out_dir)
     for place in range(progress.place + 1, len(names)):
         if is_first_rank():
             progress_folder.save(progress)

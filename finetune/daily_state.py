@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 STATE_VERSION = 1
 STATE_DIR, STATE_FILE = "state", "state.json"
-_ONLY_WHERE = ("out_dir", "memory_mb", "cache_dir")  # settings that change no figure
 
 
 @dataclass
@@ -67,7 +66,8 @@ class ProgressFolder:
         self.config = config
         self.dataset = dataset
         self.dir = config.out_dir / STATE_DIR
-        settings = {k: v for k, v in run_folder.plain(config).items() if k not in _ONLY_WHERE}
+        of_no_figure = run_folder.NOT_IN_FINGERPRINT
+        settings = {k: v for k, v in run_folder.plain(config).items() if k not in of_no_figure}
         known = hashlib.sha256(json.dumps([STATE_VERSION, settings], sort_keys=True).encode())
         known.update((dataset.dir / MANIFEST_FILE).read_bytes())
         self.fingerprint = known.hexdigest()

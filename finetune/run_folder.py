@@ -22,7 +22,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from torch import Tensor
 from data_prep.credentials import hide_credentials
 from data_prep.folders import open_folder
 from data_prep.records import MANIFEST_FILE, replace_file, whole_file
+from data_prep.replaced import changes
 from finetune.content_settings import ContentConfig
 from finetune.reuse_settings import ReuseConfig
 from finetune.rungs import parse_rung
@@ -57,7 +58,7 @@ _OF_A_RUN = (METRICS_FILE, "off_policy.json", "report.html", PREDICTIONS_FILE, H
              CONTENT_FILE, OBJECTIVE_FILE, TASKS_FILE, VOCABULARY_FILE, WEIGHTS_FILE)  # fmt: skip
 
 # Where a run is kept and what it shows on its way does not change what it found.
-_NOT_IN_FINGERPRINT = ("out_dir", "memory_mb", "cache_dir")
+NOT_IN_FINGERPRINT = ("out_dir", "memory_mb", "cache_dir")
 _NOT_OF_TRAINER = ("progress", "log_every_n_steps", "logger", "profiler", "default_root_dir",
                    "enable_progress_bar", "enable_model_summary")  # fmt: skip
 
@@ -148,7 +149,7 @@ def fingerprint(config: FitConfig) -> str:
 def decisive_settings(config: FitConfig) -> dict[str, Any]:
     """The settings that decide what a run finds, as they are written: without credentials."""
     settings = hide_credentials(plain(config))
-    settings = {k: v for k, v in settings.items() if k not in _NOT_IN_FINGERPRINT}
+    settings = {k: v for k, v in settings.items() if k not in NOT_IN_FINGERPRINT}
     trainer = settings.pop("trainer")
     trainer |= trainer.pop("extra")  # as the Trainer gets them
     settings["trainer"] = {k: v for k, v in trainer.items() if k not in _NOT_OF_TRAINER}
@@ -184,29 +185,13 @@ def make_way(config: FitConfig) -> None:
     if (config.out_dir / METRICS_FILE).is_file() and not is_finished(config):
         found = "a run of another version or of data that have changed since"
         with contextlib.suppress(ValueError, TypeError, KeyError, FileNotFoundError):
-            older, ours = (
-                dict(_leaves(decisive_settings(one)))
-                for one in (read_config(config.out_dir), config)
-            )
-            names = dict.fromkeys([*older, *ours])
-            changed = [
-                f"{name} {older.get(name)} → {ours.get(name)}"
-                for name in names
-                if older.get(name) != ours.get(name)
-            ]
+            older, ours = (decisive_settings(one) for one in (read_config(config.out_dir), config))
+            changed = [f"{name} {old} → {new}" for name, old, new in changes(older, ours)]
             if changed:
                 found = f"a run with {', '.join(changed)}"
         logger.warning("%s: replaces %s", config.out_dir, found)
     for name in _OF_A_RUN:
         (config.out_dir / name).unlink(missing_ok=True)
-
-
-def _leaves(settings: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{name}{key}.")
-        else:
-            yield f"{name}{key}", value
 
 
 def read_config(run_dir: Path) -> FitConfig:
