@@ -23,10 +23,11 @@ from torch import Tensor
 
 from data_prep.dataset import Dataset
 from finetune.code_fields import ItemCodes
+from finetune.content_rate import ContentRate
 from finetune.content_settings import ContentConfig
 from finetune.data import CtrData, Impressions
 from finetune.embeddings import Embeddings
-from finetune.pair_cosines import pair_cosines
+from finetune.pair_cosines import centred, mean_vector, pair_cosines, summarised
 from finetune.rungs import Rung, parse_rung
 from finetune.settings import FitConfig, InputConfig
 from finetune.sim_tier import tier_counts
@@ -49,9 +50,11 @@ class ContentFeatures:
     """Each impression's row of `user_UW`."""
     similarity_NS: Tensor
     """Cosines as in content_settings.SIMILARITIES, standardised; NaN where the history or content
-    is missing."""
+    is missing. With `content.rate` the rate of the target's content behind them."""
     tiers_NT: Tensor | None = None
     """How many of the history's items are in each tier of similarity; None without that part."""
+    user_centre_W: Tensor | None = None
+    """What was taken from the user vectors, with `content.centred`."""
 
     def user_vectors(self, rows_B: Tensor) -> Tensor:
         """User vectors of these impressions."""
@@ -76,6 +79,12 @@ class Content:
     mean_S: Tensor | None = None
     std_S: Tensor | None = None
     """Mean and spread of the cosines over the training split; set by `fit`."""
+    item_centre_W: Tensor | None = None
+    user_centre_W: Tensor | None = None
+    """Means that are taken from vectors before they are compared; set by `fit` of
+    `content.centred`."""
+    rate: ContentRate | None = None
+    """Click rates by content; set by `fit` of `content.rate`."""
 
     @property
     def width(self) -> int:
@@ -87,11 +96,20 @@ class Content:
         assert self.mean_S is not None
         assert self.std_S is not None
         learnt = {"similarity_mean": self.mean_S, "similarity_std": self.std_S}
+        if self.config.centred:
+            assert self.item_centre_W is not None
+            assert self.user_centre_W is not None
+            learnt |= {"item_centre": self.item_centre_W, "user_centre": self.user_centre_W}
+        learnt |= self.rate.state() if self.rate else {}
         return learnt | (self.codes.state() if self.codes else {})
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Take over what a finished run had learnt."""
         self.mean_S, self.std_S = state["similarity_mean"], state["similarity_std"]
+        if self.config.centred:
+            self.item_centre_W, self.user_centre_W = state["item_centre"], state["user_centre"]
+        if self.config.rate:
+            self.rate = ContentRate.restore(state, self.item_IW)
         if "codes" in self.rung.parts:
             self.codes = ItemCodes.restore(state, self.item_IW)
 
@@ -101,10 +119,17 @@ class Content:
         A run that goes on from an older one takes over what that had learnt, `older`: its weights
         expect those cosines, and a row of its code table is a code of those codebooks.
         """
-        raw = self._features(data, data.train)
         if older is not None:
             self.restore(older)
-            return self._standardised(raw)
+            return self.features(data, data.train)
+        if self.config.centred:
+            self.item_centre_W = mean_vector(self.item_IW)
+        raw = self._features(data, data.train)
+        self.user_centre_W = raw.user_centre_W
+        if self.config.rate:
+            self.rate = ContentRate.learn(self.item_IW, data.train.item_N, data.train.label_N)
+            assert self.rate.left_out_I is not None
+            raw = _with_rate(raw, self.rate.left_out_I[data.train.item_N.long()])
         known = ~raw.similarity_NS.isnan()
         count_S = known.sum(0).clamp(min=1)
         filled_NS = raw.similarity_NS.nan_to_num()
@@ -118,7 +143,10 @@ class Content:
 
     def features(self, data: CtrData, impressions: Impressions) -> ContentFeatures:
         """Features of another split, standardised as the training split was."""
-        return self._standardised(self._features(data, impressions))
+        raw = self._features(data, impressions)
+        if self.rate is not None:
+            raw = _with_rate(raw, self.rate.of(self.item_IW)[impressions.item_N.long()])
+        return self._standardised(raw)
 
     def _standardised(self, raw: ContentFeatures) -> ContentFeatures:
         if self.mean_S is None or self.std_S is None:
@@ -128,7 +156,7 @@ class Content:
 
     def _features(self, data: CtrData, impressions: Impressions) -> ContentFeatures:
         """User vectors and cosines, which other rungs on these vectors may have made, and tiers."""
-        key = _key(impressions)
+        key = _key(impressions, centred=self.config.centred)
         if key not in self.made:
             self.made[key] = self._vectors_and_cosines(data, impressions)
         tiers_NT = None
@@ -136,7 +164,7 @@ class Content:
             tiers_NT = tier_counts(
                 data,
                 impressions,
-                item_IW=self.item_IW,
+                item_IW=centred(self.item_IW, self.item_centre_W),
                 tiers=self.config.tiers,
                 length=self.config.tier_history,
             )
@@ -151,35 +179,35 @@ class Content:
         first_U[index_N] = torch.arange(len(index_N))  # any impression of a history will do
         chunk = max(1, CHUNK_BYTES // (4 * max(self.width, 1)))
         length = max(1, data.history_length)
+        item_IW = centred(self.item_IW, self.item_centre_W)
         user_UW = torch.cat(
             [
-                self._users(data, impressions, rows_B)
+                self._users(data, impressions, rows_B, item_IW=item_IW)
                 for rows_B in torch.split(first_U, max(1, chunk // length))
             ]
         )
+        user_centre_W = self.user_centre_W
+        if self.config.centred and user_centre_W is None:  # of the training split, in `fit`
+            user_centre_W = mean_vector(user_UW)
+        user_UW = centred(user_UW, user_centre_W)
         similarity_NS = torch.cat(
             [
-                self._similarities(
-                    impressions,
-                    rows_B,
-                    cosine_BL=pair_cosines(
-                        self.item_IW, impressions.item_N[rows_B], impressions.history_rows(rows_B)
-                    ),
-                    user_BW=user_UW[index_N[rows_B]],
-                )
+                _similarities(item_IW, impressions, rows_B, user_BW=user_UW[index_N[rows_B]])
                 for rows_B in torch.split(torch.arange(len(impressions)), chunk)
             ]
         )
-        return ContentFeatures(user_UW, index_N, similarity_NS)
+        return ContentFeatures(user_UW, index_N, similarity_NS, user_centre_W=user_centre_W)
 
-    def _users(self, data: CtrData, impressions: Impressions, rows_B: Tensor) -> Tensor:
+    def _users(
+        self, data: CtrData, impressions: Impressions, rows_B: Tensor, *, item_IW: Tensor
+    ) -> Tensor:
         """User vectors [B, W] from the history strictly before each impression."""
         history_BL = impressions.history_rows(rows_B).long()
         some_B1 = (history_BL >= 0).any(1, keepdim=True)
         if self.release is None or self.event_ID is None:
-            last = len(self.item_IW) - 1  # the zero row
+            last = len(item_IW) - 1  # the zero row
             places_BL = torch.where(history_BL >= 0, history_BL, last)
-            return F.normalize(F.embedding_bag(places_BL, self.item_IW, mode="sum"), dim=1)
+            return F.normalize(F.embedding_bag(places_BL, item_IW, mode="sum"), dim=1)
         users = impressions.user_N[rows_B].numpy()
         times_B = impressions.time_N[rows_B]
         known = users < data.dataset.num_users
@@ -195,40 +223,36 @@ class Content:
         )
         return torch.where(some_B1, user_BD.float(), 0.0)
 
-    def _similarities(
-        self, impressions: Impressions, rows_B: Tensor, *, cosine_BL: Tensor, user_BW: Tensor
-    ) -> Tensor:
-        """Cosines [B, S] of the user and of the history's items to the target."""
-        history_BL = impressions.history_rows(rows_B).long()
-        present_I = self.item_IW.abs().sum(1) > 0
-        return summarised(
-            cosine_BL,
-            (history_BL >= 0) & present_I[history_BL],  # row -1 is the zero row
-            target_BW=self.item_IW[impressions.item_N[rows_B]],
-            user_BW=user_BW,
-        )
+
+def _similarities(
+    item_IW: Tensor, impressions: Impressions, rows_B: Tensor, *, user_BW: Tensor
+) -> Tensor:
+    """Cosines [B, S] of the user and of the history's items to the target."""
+    history_BL = impressions.history_rows(rows_B)
+    item_B = impressions.item_N[rows_B]
+    cosine_BL = pair_cosines(item_IW, item_B, history_BL)
+    history_BL = history_BL.long()
+    present_I = (item_IW != 0).any(1)
+    return summarised(
+        cosine_BL,
+        (history_BL >= 0) & present_I[history_BL],  # row -1 is the zero row
+        target_BW=item_IW[item_B],
+        user_BW=user_BW,
+    )
 
 
-def _key(impressions: Impressions) -> bytes:
+def _with_rate(raw: ContentFeatures, rate_N: Tensor) -> ContentFeatures:
+    similarity_NS = torch.cat([raw.similarity_NS, rate_N[:, None]], dim=1)
+    return dataclasses.replace(raw, similarity_NS=similarity_NS)
+
+
+def _key(impressions: Impressions, *, centred: bool) -> bytes:
     """Fingerprint of what decides user vectors and cosines."""
     digest = hashlib.sha256()
     for one in (impressions.user_N, impressions.item_N, impressions.time_N):
         digest.update(one.numpy().tobytes())
-    digest.update(str(impressions.histories.length).encode())
+    digest.update(f"{impressions.histories.length} {centred}".encode())
     return digest.digest()
-
-
-def summarised(
-    cosine_BL: Tensor, known_BL: Tensor, *, target_BW: Tensor, user_BW: Tensor
-) -> Tensor:
-    """The similarities [B, S] of unit vectors; NaN where history or target has no content."""
-    count_B = known_BL.sum(1)
-    highest_B = cosine_BL.masked_fill(~known_BL, -torch.inf).amax(1)
-    mean_B = (cosine_BL * known_BL).sum(1) / count_B.clamp(min=1)
-    to_user_B = (user_BW * target_BW).sum(1)
-    similarity_BS = torch.stack([to_user_B, highest_B, mean_B], dim=1)
-    missing_B = (count_B == 0) | (target_BW.abs().sum(1) == 0)
-    return similarity_BS.masked_fill(missing_B[:, None], torch.nan)
 
 
 def open_content(

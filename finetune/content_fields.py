@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from data_prep.dataset import Dataset
 from finetune.batches import Batch
 from finetune.code_fields import CodeFields
-from finetune.content import Content, summarised
+from finetune.content import Content
 from finetune.content_items import FrozenItems, TunedItems
 from finetune.content_settings import SIMILARITIES
 from finetune.fields import ContentProjection, NumericFields
 from finetune.heads.din import ActivationUnit
 from finetune.make import MakeNet
+from finetune.pair_cosines import centred, summarised
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class ContentBatch:
     """True where the history has an item with content."""
     user_BW: Tensor
     similarity_BS: Tensor
-    """NaN where history or content is missing."""
+    """Those that the settings name, and the rate; NaN where history or content is missing."""
     tiers_BT: Tensor | None
 
     def each(self, project: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
@@ -85,11 +86,13 @@ class ContentAttention(nn.Module):
 class ContentFields(nn.Module):
     """An encoded batch → fields of content.
 
-    Every rung has the target's vector, the user's vector and their similarities; parts add to it.
+    Every rung has similarities of user and target, and by the settings their vectors and the
+    target's rate; parts add to it.
     """
 
     mean_S: Tensor
     std_S: Tensor
+    item_centre_W: Tensor | None
 
     def __init__(
         self, content: Content, *, dataset: Dataset, out: int, reads_history: bool
@@ -112,14 +115,16 @@ class ContentFields(nn.Module):
             assert content.std_S is not None
             self.register_buffer("mean_S", content.mean_S, persistent=False)
             self.register_buffer("std_S", content.std_S, persistent=False)
+            self.register_buffer("item_centre_W", content.item_centre_W, persistent=False)
         else:
             self.items = FrozenItems(content.item_IW)
         self.reads_history = reads_history
         self.needs_history = reads_history or bool(parts & {"attention", "make", "tuned"})
-        self.item = ContentProjection(width, out)
-        self.user = ContentProjection(width, out)
-        self.similarities = [SIMILARITIES.index(name) for name in config.similarities]
-        self.similarity = NumericFields(len(self.similarities), out)
+        # Made only where they are used, so that no parameter is left without a gradient.
+        self.item = ContentProjection(width, out) if config.vectors or reads_history else None
+        self.user = ContentProjection(width, out) if config.vectors else None
+        self.columns = list(config.columns)
+        self.similarity = NumericFields(len(self.columns), out)
         self.tiers = ContentProjection(config.tiers, out) if "simtier" in parts else None
         self.attention: ContentAttention | None = None
         if "attention" in parts:
@@ -138,7 +143,8 @@ class ContentFields(nn.Module):
         """Fields that content adds."""
         single = [self.tiers, self.attention, self.make]
         codes = self.codes.num_fields if self.codes else 0
-        return 2 + len(self.similarities) + sum(one is not None for one in single) + codes
+        vectors = 2 if self.user is not None else 0
+        return vectors + len(self.columns) + sum(one is not None for one in single) + codes
 
     def look_up(self, batch: Batch) -> ContentBatch:
         """Item vectors of a batch, each distinct item once."""
@@ -148,7 +154,7 @@ class ContentFields(nn.Module):
             distinct, target_B = torch.unique(batch.item_B, return_inverse=True)
             return ContentBatch(
                 self.items(distinct), target_B, None, None,
-                batch.user_vector_BW, batch.similarity_BS[:, self.similarities], batch.tiers_BT,
+                batch.user_vector_BW, batch.similarity_BS[:, self.columns], batch.tiers_BT,
             )  # fmt: skip
         rows = torch.cat([batch.item_B, batch.history_BL.flatten().long()])
         # A negative row is padding, which indexes the zero row at the end.
@@ -160,15 +166,18 @@ class ContentFields(nn.Module):
         known_BL = (batch.history_BL >= 0) & present_n[history_BL]
         similarity_BS = batch.similarity_BS
         if isinstance(self.items, TunedItems):  # the vectors have moved since it was made
-            target_BW = vector_nW[target_B]
-            cosine_BL = torch.einsum("blw,bw->bl", vector_nW[history_BL], target_BW)
+            compared_nW = centred(vector_nW, self.item_centre_W)
+            target_BW = compared_nW[target_B]
+            cosine_BL = torch.einsum("blw,bw->bl", compared_nW[history_BL], target_BW)
             similarity_BS = summarised(
                 cosine_BL, known_BL, target_BW=target_BW, user_BW=batch.user_vector_BW
             )
-            similarity_BS = (similarity_BS - self.mean_S) / self.std_S
+            num = len(SIMILARITIES)
+            similarity_BS = (similarity_BS - self.mean_S[:num]) / self.std_S[:num]
+            similarity_BS = torch.cat([similarity_BS, batch.similarity_BS[:, num:]], dim=1)
         return ContentBatch(
             vector_nW, target_B, history_BL, known_BL,
-            batch.user_vector_BW, similarity_BS[:, self.similarities], batch.tiers_BT,
+            batch.user_vector_BW, similarity_BS[:, self.columns], batch.tiers_BT,
         )  # fmt: skip
 
     def forward(self, batch: Batch) -> ContentOutput:
@@ -177,11 +186,16 @@ class ContentFields(nn.Module):
         target_BO: Tensor | None = None
         history_BLO: Tensor | None = None
         if self.reads_history:
+            assert self.item is not None
             target_BO, history_BLO = items.each(self.item)
-            fields = [target_BO[:, None]]
-        else:
-            fields = [self.item(items.distinct_nW[items.target_B])[:, None]]
-        fields += [self.user(items.user_BW)[:, None], self.similarity(items.similarity_BS)]
+        fields = [self.similarity(items.similarity_BS)]
+        if self.user is not None:
+            assert self.item is not None
+            if target_BO is None:
+                vector_BO = self.item(items.distinct_nW[items.target_B])
+            else:
+                vector_BO = target_BO
+            fields = [vector_BO[:, None], self.user(items.user_BW)[:, None], *fields]
         if self.tiers is not None:
             assert items.tiers_BT is not None
             fields.append(self.tiers(items.tiers_BT)[:, None])

@@ -41,7 +41,7 @@ class MakeNet(nn.Module):
         self.user = nn.Linear(content_width, width)
         self.unit = ActivationUnit(width, config.attention_hidden)
         layers: list[nn.Module] = []
-        for before, after in pairwise((4 * width + 2 * len(config.similarities), *hidden)):
+        for before, after in pairwise((4 * width + 2 * len(config.columns), *hidden)):
             layers += [nn.Linear(before, after), nn.PReLU()]
         self.net = nn.Sequential(*layers)
         self.out = nn.Linear(hidden[-1], 1)

@@ -1,10 +1,12 @@
 """Cosines of targets to the items of their histories, without a copy of a vector for every pair.
 
 Shapes: I items (one zero row more for no item), W width of their vectors, N impressions, B some of
-them, L history length, T distinct targets, H distinct items of the histories.
+them, L history length, T distinct targets, H distinct items of the histories, S similarities, n
+vectors.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK_BYTES = 64 << 20
@@ -57,3 +59,30 @@ def _gathered(item_IW: Tensor, item_B: Tensor, history_BL: Tensor) -> Tensor:
         )
     ]
     return torch.cat(parts)
+
+
+def summarised(
+    cosine_BL: Tensor, known_BL: Tensor, *, target_BW: Tensor, user_BW: Tensor
+) -> Tensor:
+    """The similarities [B, S] of unit vectors; NaN where history or target has no content."""
+    count_B = known_BL.sum(1)
+    highest_B = cosine_BL.masked_fill(~known_BL, -torch.inf).amax(1)
+    mean_B = (cosine_BL * known_BL).sum(1) / count_B.clamp(min=1)
+    to_user_B = (user_BW * target_BW).sum(1)
+    similarity_BS = torch.stack([to_user_B, highest_B, mean_B], dim=1)
+    missing_B = (count_B == 0) | (target_BW.abs().sum(1) == 0)
+    return similarity_BS.masked_fill(missing_B[:, None], torch.nan)
+
+
+def centred(vector_nW: Tensor, centre_W: Tensor | None) -> Tensor:
+    """Unit vectors less their centre, at unit length again; what is missing stays zero."""
+    if centre_W is None:
+        return vector_nW
+    some_n1 = (vector_nW != 0).any(1, keepdim=True)
+    return F.normalize((vector_nW - centre_W) * some_n1, dim=1)
+
+
+def mean_vector(vector_nW: Tensor) -> Tensor:
+    """Mean [W] of those that are there."""
+    count = (vector_nW != 0).any(1).sum().clamp(min=1)
+    return vector_nW.sum(0) / count

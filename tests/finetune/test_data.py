@@ -7,6 +7,7 @@ import torch
 from data_prep.dataset import Dataset
 from finetune.batches import CtrTable, EvalBatches, TrainBatches
 from finetune.content import Content, open_content
+from finetune.content_settings import ContentConfig
 from finetune.data import CtrData
 from finetune.heads import HEADS
 from finetune.model import CtrModel
@@ -72,23 +73,34 @@ def test_reading_the_test_split_is_counted(data: CtrData) -> None:
     assert data.test_opened == 1
 
 
+def slow_centred(vectors: np.ndarray, centre: torch.Tensor | None) -> np.ndarray:
+    if centre is None:
+        return vectors
+    moved = [row - centre.numpy() if row.any() else row for row in vectors]
+    return np.stack([row / np.linalg.norm(row) if row.any() else row for row in moved])
+
+
 def slow_similarities(content: Content, data: CtrData, row: int) -> list[float]:
     split = data.valid
-    vectors = content.item_IW.numpy()
+    vectors = slow_centred(content.item_IW.numpy(), content.item_centre_W)
     target = vectors[int(split.item_N[row])]
     items = [int(item) for item in split.history_NL[row] if item >= 0]
     known = [vectors[item] for item in items if vectors[item].any()]
     if not known or not target.any():
         return [np.nan] * 3
-    user = np.sum([vectors[item] for item in items], axis=0)
+    events = vectors if content.event_ID is None else content.event_ID.numpy()
+    user = np.sum([events[item] for item in items], axis=0)
     user /= np.linalg.norm(user)
+    user = slow_centred(user[None], content.user_centre_W)[0]
     cosines = [float(vector @ target) for vector in known]
     return [float(user @ target), max(cosines), float(np.mean(cosines))]
 
 
+@pytest.mark.parametrize("centred", [False, True])
 @pytest.mark.parametrize("rung", ["noise", "raw", "aligned"])
 def test_similarities_equal_a_slow_twin(
     rung: str,
+    centred: bool,
     data: CtrData,
     fit_config: FitConfig,
     fake_release: object,
@@ -96,9 +108,11 @@ def test_similarities_equal_a_slow_twin(
 ) -> None:
     for module in ("content", "pair_cosines"):
         monkeypatch.setattr(f"finetune.{module}.CHUNK_BYTES", 5_000)  # several chunks
+    fit_config = dataclasses.replace(fit_config, content=ContentConfig(centred=centred))
     content = open_content(rung, fit_config, dataset=data.dataset, seed=3)
     assert content is not None
     content.fit(data)
+    assert (content.item_centre_W is not None) == centred
     found = content.features(data, data.valid).similarity_NS * content.std_S + content.mean_S
     for row in range(0, len(data.valid), 23):
         expected = slow_similarities(content, data, row)

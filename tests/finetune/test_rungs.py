@@ -28,6 +28,7 @@ SMALL = ContentConfig(
     tiers=6, tier_history=12, attention_width=4, attention_hidden=(4,), num_codes=4,
     code_min_count=2, make_epochs=2, make_hidden=(6, 3), tune_lr=1e-3, lora_rank=2,
 )  # fmt: skip
+BARE = {"vectors": False, "centred": True, "rate": True}
 
 
 @pytest.fixture
@@ -135,11 +136,17 @@ def test_every_parameter_of_a_rung_gets_a_gradient(
     )
 
 
-@pytest.mark.parametrize("rung", ["scratch", *NAMED, "raw+simtier+codes"])
+@pytest.mark.parametrize(
+    ("rung", "content"),
+    [
+        *((rung, {}) for rung in ("scratch", *NAMED, "raw+simtier+codes")),
+        *((rung, BARE) for rung in ("noise", "raw", "aligned", "simtier", "tuned", "make")),
+    ],
+)
 def test_a_run_of_every_rung_is_scored_again_as_it_was(
-    rung: str, real_config: FitConfig, dataset: Dataset, tmp_path: Path
+    rung: str, content: dict[str, bool], real_config: FitConfig, dataset: Dataset, tmp_path: Path
 ) -> None:
-    config = with_rung(real_config, rung)
+    config = with_rung(real_config, rung, **content)
     record = fit(config)
     assert run_folder.read_config(config.out_dir) == config
     expected = pq.read_table(config.out_dir / "predictions.parquet")
@@ -318,6 +325,31 @@ def test_a_head_is_given_the_similarities_that_are_asked_for(
     assert whole.fields.num_fields == model.fields.num_fields + 1
     with pytest.raises(ValueError, match=r"content.similarities: found \('user_to_item', 'user_"):
         ContentConfig(similarities=("user_to_item", "user_to_item"))
+
+
+@pytest.mark.parametrize("head", ["deepfm", "din"])
+def test_a_head_without_vectors_is_given_what_is_said_of_the_pair(
+    head: str, data: CtrData, real_config: FitConfig
+) -> None:
+    model, table = model_of(with_rung(real_config, "aligned", head=head, **BARE), data)
+    whole, _ = model_of(with_rung(real_config, "aligned", head=head), data)
+    assert model.fields.num_fields == whole.fields.num_fields - 2 + 1  # and the rate
+    batch = table.batch(torch.arange(256))
+    found = model.fields.content.look_up(batch).similarity_BS
+    torch.testing.assert_close(found, batch.similarity_BS, equal_nan=True)
+    assert found.shape[1] == 4
+    model(batch).logit_B.square().sum().backward()
+    assert not {n for n, p in model.named_parameters() if p.grad is None and p.requires_grad}
+
+
+def test_what_every_rung_reads_decides_whether_a_run_is_the_same(real_config: FitConfig) -> None:
+    config = with_rung(real_config, "aligned")
+    found = {run_folder.fingerprint(config)}
+    for key, value in BARE.items():
+        found.add(run_folder.fingerprint(with_rung(real_config, "aligned", **{key: value})))
+    assert len(found) == 4
+    bare = with_rung(real_config, "none", **BARE)
+    assert run_folder.fingerprint(bare) == run_folder.fingerprint(with_rung(real_config, "none"))
 
 
 def test_a_tuned_run_scores_the_items_of_another_dataset_from_their_content(
