@@ -50,11 +50,11 @@ class ContentFeatures:
     """Each impression's row of `user_UW`."""
     similarity_NS: Tensor
     """Cosines as in content_settings.SIMILARITIES, standardised; NaN where the history or content
-    is missing. With `content.rate` the rate of the target's content behind them."""
+    is missing. With the part `rate` that of the target's content behind them."""
     tiers_NT: Tensor | None = None
     """How many of the history's items are in each tier of similarity; None without that part."""
     user_centre_W: Tensor | None = None
-    """What was taken from the user vectors, with `content.centred`."""
+    """What was taken from the user vectors, with the part `rate`."""
 
     def user_vectors(self, rows_B: Tensor) -> Tensor:
         """User vectors of these impressions."""
@@ -81,34 +81,39 @@ class Content:
     """Mean and spread of the cosines over the training split; set by `fit`."""
     item_centre_W: Tensor | None = None
     user_centre_W: Tensor | None = None
-    """Means that are taken from vectors before they are compared; set by `fit` of
-    `content.centred`."""
+    """Means that are taken from vectors before they are compared; set by `fit` of a rung with the
+    part `rate`. Vectors that share a direction are all alike, and their cosines say more of user
+    and item alone than of how they fit."""
     rate: ContentRate | None = None
-    """Click rates by content; set by `fit` of `content.rate`."""
+    """Click rates by content; set by `fit` of such a rung."""
 
     @property
     def width(self) -> int:
         """Width of the item and user vectors."""
         return self.item_IW.shape[1]
 
+    @property
+    def has_rate(self) -> bool:
+        """Whether vectors are compared without their means, and items have a rate."""
+        return "rate" in self.rung.parts
+
     def state(self) -> dict[str, Tensor]:
         """What `fit` learnt, as content.safetensors keeps it."""
         assert self.mean_S is not None
         assert self.std_S is not None
         learnt = {"similarity_mean": self.mean_S, "similarity_std": self.std_S}
-        if self.config.centred:
+        if self.rate is not None:
             assert self.item_centre_W is not None
             assert self.user_centre_W is not None
             learnt |= {"item_centre": self.item_centre_W, "user_centre": self.user_centre_W}
-        learnt |= self.rate.state() if self.rate else {}
+            learnt |= self.rate.state()
         return learnt | (self.codes.state() if self.codes else {})
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Take over what a finished run had learnt."""
         self.mean_S, self.std_S = state["similarity_mean"], state["similarity_std"]
-        if self.config.centred:
+        if self.has_rate:
             self.item_centre_W, self.user_centre_W = state["item_centre"], state["user_centre"]
-        if self.config.rate:
             self.rate = ContentRate.restore(state, self.item_IW)
         if "codes" in self.rung.parts:
             self.codes = ItemCodes.restore(state, self.item_IW)
@@ -122,11 +127,11 @@ class Content:
         if older is not None:
             self.restore(older)
             return self.features(data, data.train)
-        if self.config.centred:
+        if self.has_rate:
             self.item_centre_W = mean_vector(self.item_IW)
         raw = self._features(data, data.train)
         self.user_centre_W = raw.user_centre_W
-        if self.config.rate:
+        if self.has_rate:
             self.rate = ContentRate.learn(self.item_IW, data.train.item_N, data.train.label_N)
             assert self.rate.left_out_I is not None
             raw = _with_rate(raw, self.rate.left_out_I[data.train.item_N.long()])
@@ -156,7 +161,7 @@ class Content:
 
     def _features(self, data: CtrData, impressions: Impressions) -> ContentFeatures:
         """User vectors and cosines, which other rungs on these vectors may have made, and tiers."""
-        key = _key(impressions, centred=self.config.centred)
+        key = _key(impressions, centred=self.has_rate)
         if key not in self.made:
             self.made[key] = self._vectors_and_cosines(data, impressions)
         tiers_NT = None
@@ -187,7 +192,7 @@ class Content:
             ]
         )
         user_centre_W = self.user_centre_W
-        if self.config.centred and user_centre_W is None:  # of the training split, in `fit`
+        if self.has_rate and user_centre_W is None:  # of the training split, in `fit`
             user_centre_W = mean_vector(user_UW)
         user_UW = centred(user_UW, user_centre_W)
         similarity_NS = torch.cat(

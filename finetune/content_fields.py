@@ -35,7 +35,8 @@ class ContentBatch:
     """True where the history has an item with content."""
     user_BW: Tensor
     similarity_BS: Tensor
-    """Those that the settings name, and the rate; NaN where history or content is missing."""
+    """Those that the settings name, or all and the rate; NaN where history or content is
+    missing."""
     tiers_BT: Tensor | None
 
     def each(self, project: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
@@ -86,8 +87,9 @@ class ContentAttention(nn.Module):
 class ContentFields(nn.Module):
     """An encoded batch → fields of content.
 
-    Every rung has similarities of user and target, and by the settings their vectors and the
-    target's rate; parts add to it.
+    Every rung has the target's vector, the user's vector and their similarities, or in place of the
+    vectors the target's rate; other parts add to it. A head that reads the history has the vectors
+    it compares.
     """
 
     mean_S: Tensor
@@ -121,9 +123,14 @@ class ContentFields(nn.Module):
         self.reads_history = reads_history
         self.needs_history = reads_history or bool(parts & {"attention", "make", "tuned"})
         # Made only where they are used, so that no parameter is left without a gradient.
-        self.item = ContentProjection(width, out) if config.vectors or reads_history else None
-        self.user = ContentProjection(width, out) if config.vectors else None
-        self.columns = list(config.columns)
+        vectors = "rate" not in parts
+        self.item = ContentProjection(width, out) if vectors or reads_history else None
+        self.user = ContentProjection(width, out) if vectors else None
+        self.columns = (
+            [SIMILARITIES.index(name) for name in config.similarities]
+            if vectors
+            else [*range(len(SIMILARITIES) + 1)]
+        )
         self.similarity = NumericFields(len(self.columns), out)
         self.tiers = ContentProjection(config.tiers, out) if "simtier" in parts else None
         self.attention: ContentAttention | None = None
@@ -135,7 +142,9 @@ class ContentFields(nn.Module):
         self.codes = CodeFields(content.codes, width=out) if content.codes else None
         self.make: MakeNet | None = None
         if "make" in parts:
-            self.make = MakeNet(width, config=config).requires_grad_(False)
+            self.make = MakeNet(
+                width, num_similarities=len(self.columns), config=config
+            ).requires_grad_(False)
             self.make_field = nn.Linear(self.make.width, out)
 
     @property

@@ -66,9 +66,8 @@ class ContentRate:
         shown_S = torch.nonzero((count_I > 0) & _present(item_IW)).squeeze(1)
         if len(shown_S) < 2:
             raise ValueError(
-                f"content.rate: found {len(shown_S)} items with content among the training "
-                "impressions, expected at least two to learn a click rate from; set "
-                "content.rate: false"
+                f"rung rate: found {len(shown_S)} items with content among the training "
+                "impressions, expected at least two to learn a click rate from; leave that rung out"
             )
         rate_S = click_I[shown_S] / count_I[shown_S]
         share_S = count_I[shown_S] / (count_I[shown_S] + NOISE)
@@ -115,7 +114,7 @@ class ContentRate:
         width = len(state["rate_weight"])
         if width != item_IW.shape[1]:
             raise ValueError(
-                f"content.rate: found item vectors of width {item_IW.shape[1]}, expected {width}, "
+                f"rung rate: found item vectors of width {item_IW.shape[1]}, expected {width}, "
                 "on which the older run's rate was learnt; give embeddings_dir of the same release"
             )
         return ContentRate(state["rate_weight"], state["rate_constant"])

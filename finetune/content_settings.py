@@ -7,9 +7,6 @@ from typing import Literal, get_args
 Similarity = Literal["user_to_item", "history_max_to_item", "history_mean_to_item"]
 SIMILARITIES: tuple[Similarity, ...] = get_args(Similarity)
 
-EVERY_RUNG = ("similarities", "vectors", "centred", "rate")
-"""Settings that any rung with content reads, whatever its parts."""
-
 
 def check_setting(ok: bool, key: str, found: object, expected: str) -> None:
     """Refuse a setting that is out of its range, by its key."""
@@ -24,25 +21,10 @@ class ContentConfig:
     similarities: tuple[Similarity, ...] = (
         "user_to_item", "history_max_to_item", "history_mean_to_item",
     )  # fmt: skip
-    """Cosines to the target that every rung with content is given: of the user's vector, and of the
+    """Cosines to the target that a rung with content is given: of the user's vector, and of the
     history's items (highest and mean). A release has seen the choices of its training time, so that
     its user_to_item is better on the impressions a head learns from than on later ones; leave it
-    out if validation says so."""
-
-    vectors: bool = True
-    """Whether the vectors of target and user are fields of the head, beside what is said of the
-    two. With few items a head learns them by heart, as it learns ids, and then says noise of new
-    items: leave them out if validation says so. A head with attention keeps those of the history
-    and the target it compares."""
-
-    centred: bool = False
-    """Whether cosines are of vectors less their mean, of the items and of the users of the training
-    impressions. Vectors that share a direction are all alike, and their cosines then say more of
-    user and item alone than of how they fit."""
-
-    rate: bool = False
-    """Whether a head is given how often other items of such content were clicked, see
-    `content_rate.py`; unlike an item's own vector it cannot be learnt by heart."""
+    out if validation says so. The part `rate` has all three."""
 
     tiers: int = 20
     """simtier: tiers of equal width in which cosines from -1 to 1 are counted."""
@@ -97,12 +79,6 @@ class ContentConfig:
 
     make_hidden: tuple[int, ...] = (64, 16)
     """make: widths of its layers; the last one's output is what the head is given."""
-
-    @property
-    def columns(self) -> tuple[int, ...]:
-        """What a head is given of the cosines, and of the rate behind them."""
-        chosen = [SIMILARITIES.index(name) for name in self.similarities]
-        return (*chosen, len(SIMILARITIES)) if self.rate else tuple(chosen)
 
     def __post_init__(self) -> None:
         given = self.similarities

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 class MakeNet(nn.Module):
     """Target, history and user by content alone → a vector, and a logit from it."""
 
-    def __init__(self, content_width: int, *, config: ContentConfig) -> None:
+    def __init__(self, content_width: int, *, num_similarities: int, config: ContentConfig) -> None:
         super().__init__()
         width, hidden = config.attention_width, config.make_hidden
         self.width = hidden[-1] + 1
@@ -41,7 +41,7 @@ class MakeNet(nn.Module):
         self.user = nn.Linear(content_width, width)
         self.unit = ActivationUnit(width, config.attention_hidden)
         layers: list[nn.Module] = []
-        for before, after in pairwise((4 * width + 2 * len(config.columns), *hidden)):
+        for before, after in pairwise((4 * width + 2 * num_similarities, *hidden)):
             layers += [nn.Linear(before, after), nn.PReLU()]
         self.net = nn.Sequential(*layers)
         self.out = nn.Linear(hidden[-1], 1)

@@ -19,6 +19,8 @@ COLOURS = {
     "scratch": "#a3a380",
     "raw": BLUE,
     "aligned": RUST,
+    "raw+rate": "#1e3a8a",
+    "rate": "#f97316",
     "simtier": "#7c3aed",
     "content_attention": "#0f766e",
     "codes": "#be185d",

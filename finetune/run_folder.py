@@ -39,7 +39,7 @@ from data_prep.credentials import hide_credentials
 from data_prep.folders import open_folder
 from data_prep.records import MANIFEST_FILE, replace_file, whole_file
 from data_prep.replaced import changes
-from finetune.content_settings import EVERY_RUNG, ContentConfig
+from finetune.content_settings import ContentConfig
 from finetune.reuse_settings import ReuseConfig
 from finetune.rungs import parse_rung
 from finetune.settings import FitConfig, HeadConfig, LadderConfig, TrainConfig, TrainerConfig
@@ -157,8 +157,9 @@ def decisive_settings(config: FitConfig) -> dict[str, Any]:
     if rung.vectors == "none":
         settings |= {"embeddings_dir": None, "released": None, "allow_look_ahead": False}
     if not rung.parts:  # only what every rung with content reads
-        content = {key: settings["content"][key] for key in EVERY_RUNG}
-        settings |= {"content": content if rung.vectors != "none" else None}
+        settings |= {
+            "content": list(config.content.similarities) if rung.vectors != "none" else None
+        }
     if rung.vectors != "aligned":
         settings |= {"knock_outs": None}
     return settings

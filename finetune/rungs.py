@@ -10,20 +10,21 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Vectors = Literal["none", "noise", "scratch", "raw", "aligned"]
-Part = Literal["simtier", "attention", "codes", "tuned", "make"]
+Part = Literal["rate", "simtier", "attention", "codes", "tuned", "make"]
 
 VECTORS: tuple[Vectors, ...] = get_args(Vectors)
 PARTS: tuple[Part, ...] = get_args(Part)
 
 NAMED: dict[str, str] = {
+    "rate": "aligned+rate",
     "simtier": "aligned+simtier",
     "content_attention": "aligned+attention",
     "codes": "aligned+codes",
     "tuned": "aligned+tuned",
     "make": "aligned+make",
 }
-"""The ladder's rungs above `aligned`, each `aligned` and one thing more, so that a difference to
-`aligned` has one cause."""
+"""The ladder's rungs above `aligned`, each `aligned` and one thing more (`rate`: in place of its
+vectors), so that a difference to `aligned` has one cause."""
 
 TEXTS: dict[str, str] = {
     "none": "ids and features alone",
@@ -31,6 +32,8 @@ TEXTS: dict[str, str] = {
     "scratch": "the release's architecture, pre-trained on nothing: a control",
     "raw": "off-the-shelf content vectors, frozen",
     "aligned": "vectors of the released checkpoint, frozen",
+    "rate": "in place of the vectors, how they compare and how often others like the target were "
+    "clicked",
     "simtier": "how many of the history's items are how similar to the target",
     "attention": "target attention over the history's content",
     "codes": "trainable embeddings of semantic codes",

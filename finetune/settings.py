@@ -254,8 +254,9 @@ class FitConfig(TrainedConfig):
 
     rung: str = "none"
     """Content: none, noise and scratch (controls), raw (off-the-shelf features), aligned (the
-    release); or simtier, content_attention, codes, tuned and make, which are aligned and one thing
-    more. Others are combinations, e.g. raw+simtier or aligned+simtier+codes."""
+    release); rate, which is aligned without its vectors; or simtier, content_attention, codes,
+    tuned and make, which are aligned and one thing more. Others are combinations, e.g. raw+rate or
+    aligned+simtier+codes."""
 
     seed: int = 0
     """Seeds the initial weights, the order of impressions and the noise vectors."""

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from finetune import run_folder
 from finetune.content import Content
-from finetune.content_settings import EVERY_RUNG
 from finetune.finished_run import read_weights
 from finetune.model import CtrModel
 from finetune.rungs import parse_rung
@@ -54,7 +53,7 @@ def older_content(config: FitConfig, content: Content) -> dict[str, Tensor]:
     assert run_dir is not None
     before = run_folder.read_config(run_dir)
     parts = parse_rung(config.rung).parts
-    keys = [*EVERY_RUNG]
+    keys = ["similarities"]
     if "codes" in parts:
         keys += ["code_levels", "num_codes", "code_min_count"]
     found = {f"content.{key}": getattr(config.content, key) for key in keys}

@@ -1,7 +1,5 @@
 """Click rates by content: against slow twins, and what they are for."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,6 @@ from data_prep.dataset import Dataset
 from finetune import content_rate
 from finetune.content import open_content
 from finetune.content_rate import NOISE, ContentRate
-from finetune.content_settings import ContentConfig
 from finetune.data import CtrData
 from finetune.metrics import auc
 from finetune.settings import FitConfig
@@ -102,7 +99,7 @@ def test_new_items_are_ranked_by_their_content() -> None:
 
 def test_too_few_items_are_refused() -> None:
     item_IW, _, _ = world()
-    with pytest.raises(ValueError, match=r"content.rate: found 1 items with content among"):
+    with pytest.raises(ValueError, match=r"rung rate: found 1 items with content among"):
         ContentRate.learn(item_IW, torch.tensor([0, 0, 4]), torch.tensor([1.0, 0.0, 1.0]))
 
 
@@ -116,9 +113,8 @@ def test_vectors_of_another_width_are_refused() -> None:
 def test_training_is_given_left_out_rates_and_later_splits_the_whole(
     dataset: Dataset, fit_config: FitConfig, fake_release: object
 ) -> None:
-    config = dataclasses.replace(fit_config, content=ContentConfig(rate=True))
-    data = CtrData.learn(dataset, config)
-    content = open_content("aligned", config, dataset=dataset, seed=0)
+    data = CtrData.learn(dataset, fit_config)
+    content = open_content("aligned+rate", fit_config, dataset=dataset, seed=0)
     assert content is not None
     train = content.fit(data)
     assert content.rate is not None

@@ -28,7 +28,6 @@ SMALL = ContentConfig(
     tiers=6, tier_history=12, attention_width=4, attention_hidden=(4,), num_codes=4,
     code_min_count=2, make_epochs=2, make_hidden=(6, 3), tune_lr=1e-3, lora_rank=2,
 )  # fmt: skip
-BARE = {"vectors": False, "centred": True, "rate": True}
 
 
 @pytest.fixture
@@ -121,7 +120,9 @@ def test_codes_of_rare_prefixes_are_unknown_and_of_items_without_content_missing
 
 
 @pytest.mark.parametrize("head", ["lr", "deepfm", "din", "bst"])
-@pytest.mark.parametrize("rung", ["simtier", "content_attention", "codes", "tuned", "make"])
+@pytest.mark.parametrize(
+    "rung", ["rate", "simtier", "content_attention", "codes", "tuned", "make", "aligned+rate+tuned"]
+)
 def test_every_parameter_of_a_rung_gets_a_gradient(
     rung: str, head: str, data: CtrData, real_config: FitConfig
 ) -> None:
@@ -137,16 +138,16 @@ def test_every_parameter_of_a_rung_gets_a_gradient(
 
 
 @pytest.mark.parametrize(
-    ("rung", "content"),
+    "rung",
     [
-        *((rung, {}) for rung in ("scratch", *NAMED, "raw+simtier+codes")),
-        *((rung, BARE) for rung in ("noise", "raw", "aligned", "simtier", "tuned", "make")),
+        "scratch", *NAMED, "raw+simtier+codes",
+        "noise+rate", "raw+rate", "aligned+rate+simtier", "aligned+rate+tuned", "aligned+rate+make",
     ],
-)
+)  # fmt: skip
 def test_a_run_of_every_rung_is_scored_again_as_it_was(
-    rung: str, content: dict[str, bool], real_config: FitConfig, dataset: Dataset, tmp_path: Path
+    rung: str, real_config: FitConfig, dataset: Dataset, tmp_path: Path
 ) -> None:
-    config = with_rung(real_config, rung, **content)
+    config = with_rung(real_config, rung)
     record = fit(config)
     assert run_folder.read_config(config.out_dir) == config
     expected = pq.read_table(config.out_dir / "predictions.parquet")
@@ -159,7 +160,7 @@ def test_a_run_of_every_rung_is_scored_again_as_it_was(
     predict(PredictConfig(run_dir=config.out_dir, impressions=tmp_path / "new.parquet", out=out))
     scores = pq.read_table(out)["score"].to_numpy()
     np.testing.assert_allclose(scores, expected["score"].to_numpy(), atol=1e-6)
-    assert len(record["make"]) == (2 if rung == "make" else 0)
+    assert len(record["make"]) == (2 if "make" in parse_rung(rung).parts else 0)
 
 
 def test_an_encoder_that_is_not_trained_gives_the_released_vectors(
@@ -328,10 +329,11 @@ def test_a_head_is_given_the_similarities_that_are_asked_for(
 
 
 @pytest.mark.parametrize("head", ["deepfm", "din"])
-def test_a_head_without_vectors_is_given_what_is_said_of_the_pair(
+def test_a_rate_stands_in_place_of_the_vectors(
     head: str, data: CtrData, real_config: FitConfig
 ) -> None:
-    model, table = model_of(with_rung(real_config, "aligned", head=head, **BARE), data)
+    chosen = ("history_mean_to_item",)  # of other rungs
+    model, table = model_of(with_rung(real_config, "rate", head=head, similarities=chosen), data)
     whole, _ = model_of(with_rung(real_config, "aligned", head=head), data)
     assert model.fields.num_fields == whole.fields.num_fields - 2 + 1  # and the rate
     batch = table.batch(torch.arange(256))
@@ -340,36 +342,3 @@ def test_a_head_without_vectors_is_given_what_is_said_of_the_pair(
     assert found.shape[1] == 4
     model(batch).logit_B.square().sum().backward()
     assert not {n for n, p in model.named_parameters() if p.grad is None and p.requires_grad}
-
-
-def test_what_every_rung_reads_decides_whether_a_run_is_the_same(real_config: FitConfig) -> None:
-    config = with_rung(real_config, "aligned")
-    found = {run_folder.fingerprint(config)}
-    for key, value in BARE.items():
-        found.add(run_folder.fingerprint(with_rung(real_config, "aligned", **{key: value})))
-    assert len(found) == 4
-    bare = with_rung(real_config, "none", **BARE)
-    assert run_folder.fingerprint(bare) == run_folder.fingerprint(with_rung(real_config, "none"))
-
-
-def test_a_tuned_run_scores_the_items_of_another_dataset_from_their_content(
-    real_config: FitConfig, dataset: Dataset, tmp_path: Path
-) -> None:
-    """The folder of cached features is of the items trained on, and need not be there any more."""
-    config = with_rung(real_config, "tuned")
-    fit(config)
-    path = config.out_dir / run_folder.CONFIG_FILE
-    path.write_text(path.read_text().replace("features_dir: null", "features_dir: /gone"))
-    assert run_folder.read_config(config.out_dir).content.features_dir == Path("/gone")
-    expected = pq.read_table(config.out_dir / "predictions.parquet")
-    context = dataset.impressions("test").select(["position", "device"])
-    given = expected.select(["user_id", "item_id", "time"])
-    for name in context.column_names:
-        given = given.append_column(name, context[name])
-    pq.write_table(given, tmp_path / "new.parquet")
-    words = {"run_dir": config.out_dir, "impressions": tmp_path / "new.parquet"}
-    with pytest.raises(ValueError, match="run python -m pretrain features again"):
-        predict(PredictConfig(**words, out=tmp_path / "a.parquet"))
-    predict(PredictConfig(**words, out=tmp_path / "b.parquet", dataset_dir=dataset.dir))
-    found = pq.read_table(tmp_path / "b.parquet")["score"].to_numpy()
-    np.testing.assert_allclose(found, expected["score"].to_numpy(), atol=1e-6)
