@@ -12,7 +12,8 @@ run/
   tasks.json           labels that were learnt, and their scales
   objective.safetensors  place towers, variances and imputations, for a run that goes on from this
                        one (no file without them)
-  content.safetensors  mean and spread of the rung's similarities, codebooks (no file on `none`)
+  content.safetensors  mean and spread of the rung's similarities, codebooks, centres and rate (no
+                       file on `none`)
 """
 
 import contextlib

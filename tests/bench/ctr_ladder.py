@@ -7,8 +7,9 @@ embed on what precedes the block's validation tenth → `finetune ladder` of tha
 one of the whole pipeline: a block's figure rests on three releases, as one that is drawn anew moves
 AUC on cold and tail items by .005. `--stage valid` prints the figures of the validation tenths and
 opens no test; settings are chosen there. What is there already is kept, so that a run that was
-stopped goes on; `-- --rungs '[none,raw,aligned]'` climbs these only, in two or three minutes of one
-core a block, the whole ladder in about ten. The last line is one JSON object.
+stopped goes on; `-- --rungs '[none,raw,aligned]'` climbs these only. A seed of a block takes a
+minute or two of one core then, and six or seven with the whole ladder. The last line is one JSON
+object.
 """
 
 from __future__ import annotations

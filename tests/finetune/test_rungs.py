@@ -342,3 +342,26 @@ def test_a_rate_stands_in_place_of_the_vectors(
     assert found.shape[1] == 4
     model(batch).logit_B.square().sum().backward()
     assert not {n for n, p in model.named_parameters() if p.grad is None and p.requires_grad}
+
+
+def test_a_tuned_run_scores_the_items_of_another_dataset_from_their_content(
+    real_config: FitConfig, dataset: Dataset, tmp_path: Path
+) -> None:
+    """The folder of cached features is of the items trained on, and need not be there any more."""
+    config = with_rung(real_config, "tuned")
+    fit(config)
+    path = config.out_dir / run_folder.CONFIG_FILE
+    path.write_text(path.read_text().replace("features_dir: null", "features_dir: /gone"))
+    assert run_folder.read_config(config.out_dir).content.features_dir == Path("/gone")
+    expected = pq.read_table(config.out_dir / "predictions.parquet")
+    context = dataset.impressions("test").select(["position", "device"])
+    given = expected.select(["user_id", "item_id", "time"])
+    for name in context.column_names:
+        given = given.append_column(name, context[name])
+    pq.write_table(given, tmp_path / "new.parquet")
+    words = {"run_dir": config.out_dir, "impressions": tmp_path / "new.parquet"}
+    with pytest.raises(ValueError, match="run python -m pretrain features again"):
+        predict(PredictConfig(**words, out=tmp_path / "a.parquet"))
+    predict(PredictConfig(**words, out=tmp_path / "b.parquet", dataset_dir=dataset.dir))
+    found = pq.read_table(tmp_path / "b.parquet")["score"].to_numpy()
+    np.testing.assert_allclose(found, expected["score"].to_numpy(), atol=1e-6)
