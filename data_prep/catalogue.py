@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from data_prep.cleaning import Ledger, write_samples
 from data_prep.columns import ItemColumns, UserColumns
 from data_prep.engines import Engine, count_rows
+from data_prep.misread import count_misread
 from data_prep.parquet_files import ROW_GROUP_ROWS, write_parquet
 from data_prep.privacy import Privacy
 from data_prep.sources import MISREAD_SHARE, Source, open_source, refuse_misread_ids
@@ -37,7 +38,9 @@ def read_catalogue(
     """Open the items and number them; `samples` is the file for some of those set aside."""
     import ibis
 
-    source = open_source(engine, columns.path, setting="items", unique=columns.item)
+    source = open_source(
+        engine, columns.path, setting="items", read_as=columns.read_as(), unique=columns.item
+    )
     source = privacy.items(source, columns.item)
     ids = source.table.select(item_id=source.ids(columns.item, setting="item"))
     rows_in = count_rows(engine, ids)
@@ -54,6 +57,7 @@ def read_catalogue(
 
     features = source.features(columns.features)
     check_lists(source, columns.features)
+    count_misread(engine, source, columns.features, ledger=ledger)
     facts = source.table.select(
         item_id=source.ids(columns.item, setting="item"),
         arrival=_arrival(source, columns),
@@ -87,7 +91,9 @@ def write_users(
     table = users.select("user_row", "user_id")
     source = None
     if columns is not None:
-        source = open_source(engine, columns.path, setting="users", unique=columns.user)
+        source = open_source(
+            engine, columns.path, setting="users", read_as=columns.read_as(), unique=columns.user
+        )
         source = privacy.users(source, columns.user)
         ids = source.ids(columns.user, setting="user")
         if ids.type() != table.user_id.type():
@@ -100,6 +106,7 @@ def write_users(
             refuse_misread_ids(engine, source, columns.user, setting="user", rows=rows)
         features = source.table.select(user_id=ids, **source.features(columns.features))
         check_lists(source, columns.features)
+        count_misread(engine, source, columns.features, ledger=privacy.ledger)
         joined = table.left_join(features, "user_id")
         table = joined.select("user_row", "user_id", *columns.features)
     ordered = table.order_by("user_row")

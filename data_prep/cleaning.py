@@ -77,7 +77,7 @@ def open_log(
     catalogue: "ir.Table",
 ) -> Log:
     """Open the interactions or the impressions; `catalogue` has every item's id and row."""
-    source = open_source(engine, columns.path, setting=setting)
+    source = open_source(engine, columns.path, setting=setting, read_as=columns.read_as())
     if source.is_text and not engine.rows(source.table.limit(1)):
         raise _no_rows(source)  # or its columns, which are text then, would be called wrong
     source = privacy.items(privacy.users(source, columns.user), columns.item)

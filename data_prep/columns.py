@@ -1,8 +1,9 @@
 """Settings that say where the raw tables lie and what their columns mean."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal
 
 from data_prep.records import (
@@ -16,6 +17,8 @@ from data_prep.records import (
 
 TimeUnit = Literal["auto", "s", "ms", "us", "date", "timestamp"]
 """How times are written. auto: the column is a timestamp or a date, or text in ISO 8601."""
+ReadAs = Literal["number", "category", "text"]
+"""What a column of CSV or JSON is taken for, if more is known than its first rows tell."""
 VECTOR_NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 MEDIA_NAMES = ("image", "frames", "sound", "text")
 """Modalities that are no vectors; their tar members and columns have these names."""
@@ -49,6 +52,10 @@ class InteractionColumns:
                 "interactions.positive_from: found a threshold but no interactions.label; "
                 "name the label's column, or leave both out"
             )
+
+    def read_as(self) -> dict[str, ReadAs]:
+        """What columns of a format without types hold."""
+        return _read_as(numbers=(self.label, self.weight), ids=(self.user, self.item, self.time))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +106,11 @@ class ItemColumns:
         reserved = (*RESERVED_ITEM_COLUMNS, *own)
         _check_features("items.features", self.features, reserved=reserved)
 
+    def read_as(self) -> dict[str, ReadAs]:
+        """What columns of a format without types hold."""
+        ids = (self.item, self.arrival)
+        return _read_as(features=self.features, texts=self.texts, ids=ids)
+
 
 @dataclass(frozen=True, kw_only=True)
 class UserColumns:
@@ -114,6 +126,10 @@ class UserColumns:
 
     def __post_init__(self) -> None:
         _check_features("users.features", self.features, reserved=RESERVED_USER_COLUMNS)
+
+    def read_as(self) -> dict[str, ReadAs]:
+        """What columns of a format without types hold."""
+        return _read_as(features=self.features, ids=(self.user,))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +181,29 @@ class ImpressionColumns:
                 f"{', '.join(EXPOSURE_COLUMNS)} take as outcomes, expected what is known before "
                 "the impression; leave them out of one of the two"
             )
+
+    def read_as(self) -> dict[str, ReadAs]:
+        """What columns of a format without types hold."""
+        numbers = (self.label, *self.labels, *self.exposure.values())
+        return _read_as(
+            features=self.features, numbers=numbers, ids=(self.user, self.item, self.time)
+        )
+
+
+def _read_as(
+    *,
+    features: Mapping[str, FeatureType] = MappingProxyType({}),
+    numbers: Iterable[str | None] = (),
+    texts: Iterable[str] = (),
+    ids: tuple[str | None, ...],
+) -> dict[str, ReadAs]:
+    """Ids and times are what they look like, also where they are features."""
+    by_kind: list[tuple[ReadAs, list[str | None]]] = [
+        ("category", [name for name, kind in features.items() if kind == "categorical"]),
+        ("text", [*texts]),
+        ("number", [*numbers, *(name for name, kind in features.items() if kind == "numeric")]),
+    ]
+    return {name: kind for kind, names in by_kind for name in names if name and name not in ids}
 
 
 def _check_features(

@@ -187,9 +187,15 @@ def sniff_types(raw: RawFiles, con: "duckdb.DuckDBPyConnection | None" = None) -
     con = con or duckdb.default_connection()
     name = str(raw.files[0])
     if raw.kind in ("csv", "tsv"):
-        found = con.read_csv(name, header=True, sep=csv_separator(raw, con), quotechar='"')
+        found = con.read_csv(
+            name, header=True, sep=csv_separator(raw, con), quotechar='"', hive_partitioning=False
+        )
     else:
-        found = con.read_json(name, format="newline_delimited" if raw.kind == "jsonl" else "auto")
+        found = con.read_json(
+            name,
+            format="newline_delimited" if raw.kind == "jsonl" else "auto",
+            hive_partitioning=False,
+        )
     return dict(zip(found.columns, map(str, found.types), strict=True))
 
 

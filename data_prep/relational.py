@@ -21,6 +21,7 @@ from data_prep.impressions import write_impressions
 from data_prep.item_lookup import ONLY_SHOWN_ID, ItemLookup
 from data_prep.log_filters import check_splits, given_cutoffs, keep_core, quantile_cutoffs
 from data_prep.manifest import Cutoffs, Features
+from data_prep.misread import count_misread
 from data_prep.parquet_files import ROW_GROUP_ROWS, write_parquet
 from data_prep.privacy import Privacy
 from data_prep.raw_files import RawFiles
@@ -135,13 +136,15 @@ class _Relational:
 
     def _open(self, setting: str, catalogue: Catalogue) -> Log:
         columns = getattr(self.config, setting)
-        return open_log(
+        log = open_log(
             self.engine,
             columns,
             setting=setting,
             privacy=self.privacy,
             catalogue=catalogue.rows,
         )
+        count_misread(self.engine, log.source, log.features, ledger=self.ledger)
+        return log
 
     def _sort(
         self, interactions: Log, impressions: Log | None, catalogue: Catalogue

@@ -1,10 +1,10 @@
 """Raw tables as Ibis expressions: found, checked and typed; nothing is computed here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from data_prep.columns import TimeUnit
+from data_prep.columns import ReadAs, TimeUnit
 from data_prep.csv_headers import likely_separator
 from data_prep.engines import Engine, count_rows, csv_separator, first_line
 from data_prep.raw_files import HIVE_NULL, RawFiles, find_files
@@ -245,11 +245,26 @@ def _moment_of_text(text: "ir.StringColumn") -> "ir.TimestampColumn":
     return dated.try_cast("timestamp('UTC')")
 
 
-def open_source(engine: Engine, path: str, *, setting: str, unique: str | None = None) -> Source:
-    """Open a raw table; with `unique`, refuse repeated values in that column of ids."""
+def open_source(
+    engine: Engine,
+    path: str,
+    *,
+    setting: str,
+    read_as: Mapping[str, ReadAs],
+    unique: str | None = None,
+) -> Source:
+    """Open a raw table.
+
+    Args:
+        engine: what reads it.
+        path: its files.
+        setting: key of the settings that names it.
+        read_as: what columns of a format without types are taken for, whatever they look like.
+        unique: a column of ids whose repeated values are refused.
+    """
     raw = find_files(path, setting=setting)
     try:
-        given = _typed(engine, raw)
+        given = _typed(engine, raw, read_as)
     except engine.errors as error:
         raise ValueError(
             f"{raw.shown}: cannot be read as {raw.kind} ({_why(error, raw)}); correct the file or "
@@ -275,7 +290,7 @@ def _why(error: Exception, raw: RawFiles) -> str:
     return first_line(error)
 
 
-def _typed(engine: Engine, raw: RawFiles) -> "ir.Table":
+def _typed(engine: Engine, raw: RawFiles, read_as: Mapping[str, ReadAs]) -> "ir.Table":
     """The files' columns; text becomes numbers by the same rule on every engine."""
     import ibis
 
@@ -284,13 +299,35 @@ def _typed(engine: Engine, raw: RawFiles) -> "ir.Table":
     if raw.kind != "parquet":
         for name, found in engine.sniff(raw).items():
             # Times stay text: Source.milliseconds reads them.
-            if (kind := TEXT_TYPES.get(found.partition("(")[0])) is not None:
-                # Stripped, or DuckDB has its CSV reader cast, which fails where try_cast does not.
-                columns[name] = table[name].strip().try_cast(kind)
+            kind, wanted = TEXT_TYPES.get(found.partition("(")[0]), read_as.get(name)
+            if kind is None or wanted == "text":
+                continue
+            if kind == "int64" and wanted == "number":  # rows further down may have fractions
+                kind = "float64"
+            typed = _from_text(table[name], kind)
+            columns[name] = _category(table[name], typed) if wanted == "category" else typed
     for name, is_integer in raw.partitions().items():
         given = ibis.ifelse(table[name].cast("string") == HIVE_NULL, ibis.null(), table[name])
         columns[name] = given.cast("int64" if is_integer else "string")
     return table.mutate(**columns, **{GIVEN + name: table[name] for name in columns})
+
+
+def _from_text(text: "ir.StringColumn", kind: str) -> "ir.Column":
+    """Null where it is nothing of that kind."""
+    import ibis
+
+    # Stripped, or DuckDB has its CSV reader cast, which fails where try_cast does not.
+    text = text.strip()
+    if kind == "int64":  # DuckDB alone rounds 3.5, and reads 0x1F and 1_000
+        text = ibis.ifelse(text.re_search("^[+-]?[0-9]+$"), text, ibis.null())
+    return text.try_cast(kind)
+
+
+def _category(text: "ir.StringColumn", typed: "ir.Column") -> "ir.Column":
+    """What is typed, spelled as in a format with types; what is not, as it stands."""
+    import ibis
+
+    return ibis.ifelse(typed.isnull(), text.strip().nullif(""), typed_feature(typed, "categorical"))
 
 
 def refuse_misread_ids(

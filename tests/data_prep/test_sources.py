@@ -59,8 +59,16 @@ def test_text_files_give_the_events_of_parquet(
     assert log.item_rows.tolist() == first.item_rows.tolist()
 
 
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("part.parquet", pq.write_table),
+        ("part.csv", lambda table, path: write_csv(table, path, sep=",")),
+        ("part.jsonl.gz", write_lines),
+    ],
+)
 def test_a_partitioned_folder_gives_its_names_as_columns(
-    small: "SmallWorld", tmp_path: Path
+    small: "SmallWorld", tmp_path: Path, name: str, write: Callable[[pa.Table, Path], None]
 ) -> None:
     expected = open_dataset(small.shard()).events()
     table = pa.table(small.interactions)
@@ -70,7 +78,7 @@ def test_a_partitioned_folder_gives_its_names_as_columns(
         (part / "half.parquet").write_text("left by a writer that died")
         rows = [row for row in table.to_pylist() if row["user_id"] == user]
         kept = pa.Table.from_pylist(rows).drop_columns("user_id")
-        pq.write_table(kept, part.parent / "part.parquet")
+        write(kept, part.parent / name)
     columns = InteractionColumns(path=str(tmp_path / "log"), user="user", time_unit="s")
     config = {"interactions": columns, "dataset_dir": str(tmp_path / "hive")}
     dataset = open_dataset(small.shard(**config))

@@ -24,6 +24,7 @@ from data_prep.manifest import Manifest
 from data_prep.privacy_settings import PrivacyConfig
 from data_prep.settings import FilterConfig, RunConfig, ShardConfig, SplitConfig
 from data_prep.shard import shard_dataset
+from data_prep.sources import ROWS_SNIFFED
 
 if TYPE_CHECKING:
     from conftest import SmallWorld
@@ -231,3 +232,19 @@ def test_spark_types_outcomes_and_sets_bad_ones_aside_as_duckdb(
         assert manifest.quarantine["impressions/not_a_label_like"] == 20
         assert sum(manifest.quarantine.values()) > 20
         assert manifest.counts["duplicate_impressions"] == 2
+
+
+def test_spark_reads_what_comes_after_integers_as_duckdb(
+    small: "SmallWorld", tmp_path: Path
+) -> None:
+    late = ["10,3.5,A12", "20,n/a, 2 ", "30,,", "40,1e1,3.50", "0x1F,7,nan", "50.5,7,1"]
+    rows = [*(f"{1000 + row},{row % 70},{row % 3}" for row in range(ROWS_SNIFFED)), *late]
+    (tmp_path / "users/year=26").mkdir(parents=True)
+    (tmp_path / "users/year=26/part.csv").write_text("\n".join(["user_id,age,plan", *rows]))
+    users = UserColumns(
+        path=str(tmp_path / "users"),
+        features={"age": "numeric", "plan": "categorical", "year": "numeric"},
+    )
+    small.write()
+    manifest, _ = both(small.config(users=users), tmp_path)
+    assert manifest.quarantine == {"users/age_not_a_number": 1}
