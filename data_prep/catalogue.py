@@ -55,17 +55,8 @@ def read_catalogue(
     _set_aside(engine, source, columns, rows=rows_in, ledger=ledger, samples=samples)
     ledger.passed("items: with an id", rows_in=rows_in, rows_out=num_items)
 
-    features = source.features(columns.features)
-    check_lists(source, columns.features)
+    facts, content = typed_items(source, columns)
     count_misread(engine, source, columns.features, ledger=ledger)
-    facts = source.table.select(
-        item_id=source.ids(columns.item, setting="item"),
-        arrival=_arrival(source, columns),
-        **features,
-    )
-    content = source.table.select(
-        item_id=source.ids(columns.item, setting="item"), **_content_columns(source, columns)
-    )
     return Catalogue(
         num_items=num_items,
         source=source,
@@ -77,6 +68,24 @@ def read_catalogue(
             for name, column in columns.vectors.items()
         },
     )
+
+
+def typed_items(source: Source, columns: ItemColumns) -> tuple["ir.Table", "ir.Table"]:
+    """What is known of the items, and their content, both with item_id; nothing is computed."""
+    ids = source.ids(columns.item, setting="item")
+    features = source.features(columns.features)
+    check_lists(source, columns.features)
+    facts = source.table.select(item_id=ids, arrival=_arrival(source, columns), **features)
+    content = source.table.select(item_id=ids, **_content_columns(source, columns))
+    return facts, content
+
+
+def typed_users(source: Source, columns: UserColumns) -> "ir.Table":
+    """user_id and the features; nothing is computed."""
+    ids = source.ids(columns.user, setting="user")
+    features = source.features(columns.features)
+    check_lists(source, columns.features)
+    return source.table.select(user_id=ids, **features)
 
 
 def write_users(
@@ -104,8 +113,7 @@ def write_users(
         rows = count_rows(engine, source.table)
         if count_rows(engine, source.table.filter(ids.isnull())) > MISREAD_SHARE * rows:
             refuse_misread_ids(engine, source, columns.user, setting="user", rows=rows)
-        features = source.table.select(user_id=ids, **source.features(columns.features))
-        check_lists(source, columns.features)
+        features = typed_users(source, columns)
         count_misread(engine, source, columns.features, ledger=privacy.ledger)
         joined = table.left_join(features, "user_id")
         table = joined.select("user_row", "user_id", *columns.features)

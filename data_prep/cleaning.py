@@ -77,13 +77,9 @@ def open_log(
     catalogue: "ir.Table",
 ) -> Log:
     """Open the interactions or the impressions; `catalogue` has every item's id and row."""
-    source = open_source(engine, columns.path, setting=setting, read_as=columns.read_as())
-    if source.is_text and not engine.rows(source.table.limit(1)):
-        raise _no_rows(source)  # or its columns, which are text then, would be called wrong
+    source = open_log_source(engine, columns, setting=setting)
     source = privacy.items(privacy.users(source, columns.user), columns.item)
-    typed = source.table.select(**_typed_columns(source, columns, catalogue=catalogue))
-    if isinstance(columns, ImpressionColumns):
-        check_lists(source, columns.features)
+    typed = typed_log(source, columns, item_id=catalogue.item_id)
     if source.is_text:
         typed = engine.keep(f"{setting}_typed", typed)
     needed = [typed[name] for name in ("user_id", "item_id", "time", "label")]
@@ -97,6 +93,16 @@ def open_log(
     rest = joined.drop("user_id", "item_row", "item_id").columns
     usable = joined.select("user_id", "item_row", *rest)
     return Log(source, columns, typed, good, usable)
+
+
+def open_log_source(
+    engine: Engine, columns: InteractionColumns | ImpressionColumns, *, setting: str
+) -> Source:
+    """The raw table of a log."""
+    source = open_source(engine, columns.path, setting=setting, read_as=columns.read_as())
+    if source.is_text and not engine.rows(source.table.limit(1)):
+        raise _no_rows(source)  # or its columns, which are text then, would be called wrong
+    return source
 
 
 def set_bad_rows_aside(
@@ -156,9 +162,10 @@ def _with_cause(log: Log, catalogue: "ir.Table") -> "ir.Table":
     return found.filter(found.cause.notnull())
 
 
-def _typed_columns(
-    source: Source, columns: InteractionColumns | ImpressionColumns, *, catalogue: "ir.Table"
-) -> dict[str, "ir.Value"]:
+def typed_log(
+    source: Source, columns: InteractionColumns | ImpressionColumns, *, item_id: "ir.Column"
+) -> "ir.Table":
+    """`Log.typed`, of items whose ids are of the type of `item_id`; nothing is computed."""
     import ibis
 
     label = columns.label
@@ -170,15 +177,18 @@ def _typed_columns(
         "raw_time": source.table[columns.time],
         "raw_label": source.table[label] if label else ibis.null().cast("string"),
     }
-    here, there = typed["item_id"].type(), catalogue.item_id.type()
+    here, there = typed["item_id"].type(), item_id.type()
     if here.is_string() != there.is_string():
         raise ValueError(
             f"{source.path}: column {columns.item!r} holds {here}, but the catalogue's item ids "
             f"are {there}; expected one type, convert one of the tables"
         )
     if isinstance(columns, InteractionColumns):
-        return typed | ({"weight": source.weights(columns.weight)} if columns.weight else {})
-    return typed | dict(typed_outcomes(source, columns)) | source.features(columns.features)
+        typed |= {"weight": source.weights(columns.weight)} if columns.weight else {}
+    else:
+        typed |= dict(typed_outcomes(source, columns)) | source.features(columns.features)
+        check_lists(source, columns.features)
+    return source.table.select(**typed)
 
 
 def _refuse_misread(

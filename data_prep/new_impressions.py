@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_prep.feature_types import FEATURE_TYPES, feature_fits, typed_feature
 from data_prep.raw_files import RawFiles
 from data_prep.records import FeatureType
-from data_prep.sources import FEATURE_TYPES, Source, feature_fits, typed_feature
+from data_prep.sources import Source
 from data_prep.text_lists import with_lists
 
 if TYPE_CHECKING:

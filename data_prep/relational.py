@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.catalogue import Catalogue, read_catalogue, write_users
+from data_prep.check_tables import check_tables
 from data_prep.cleaning import Ledger, Log, open_log, set_bad_rows_aside
 from data_prep.engines import Engine, connect, first_line
 from data_prep.event_counts import EventCounts, count_events, with_counts, with_counts_schema
@@ -52,6 +53,7 @@ def build_tables(config: ShardConfig) -> TablesReport:
     if work.report.is_file() and (kept := TablesReport.load(work)).fingerprint == fingerprint:
         logger.info("tables: kept, nothing changed since they were made")
         return kept
+    check_tables(config)
     say_replaced(work, config)
     work.clear_dataset()
     engine = connect(config, work.dir)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from data_prep.columns import ReadAs, TimeUnit
 from data_prep.csv_headers import likely_separator
 from data_prep.engines import Engine, count_rows, csv_separator, first_line
+from data_prep.feature_types import feature_fits, typed_feature
 from data_prep.raw_files import HIVE_NULL, RawFiles, find_files
 from data_prep.raw_rows import Cell, first_cell, is_no_number, odd_line
 from data_prep.records import FeatureType
@@ -190,37 +191,6 @@ class Source:
             f"{self.path}: column {name!r} holds {kind}, expected {expected} for "
             f"{self.setting}.{setting}{found}; {advice}"
         )
-
-
-FEATURE_TYPES: dict[FeatureType, str] = {
-    "numeric": "float64",
-    "categorical": "string",
-    "multi": "array<string>",
-}
-"""What the columns of a dataset hold."""
-
-
-def feature_fits(column: "ir.Column", kind: FeatureType) -> bool:
-    """Whether a column can be a feature of this kind."""
-    found = column.type()
-    if kind == "numeric":
-        return bool(found.is_numeric() or found.is_boolean())
-    if kind == "categorical":
-        return not found.is_nested()
-    return bool(found.is_array() or found.is_string())
-
-
-def typed_feature(column: "ir.Column", kind: FeatureType) -> "ir.Column":
-    """A column that fits, as a dataset holds it; lists in text wait for `text_lists.with_lists`."""
-    import ibis
-
-    if kind == "multi" and column.type().is_string():
-        return column.cast("string")
-    target = FEATURE_TYPES[kind]
-    if kind == "categorical" and column.type().is_floating():
-        # A number that is none is missing, and no value called "nan".
-        return ibis.ifelse(column * 0 == 0, column.cast(target), ibis.null()).cast(target)
-    return column.cast(target)
 
 
 def is_between(number: "ir.NumericColumn", low: float, high: float) -> "ir.BooleanColumn":
