@@ -26,7 +26,7 @@ _STYLE = """\
   section > h2 + p { margin-top: 0; }
   figure { margin: 0; text-align: center; }
   figure svg { width: 100%; height: auto; }
-  figure.narrow svg { max-width: 460px; }
+  figure.narrow svg { max-width: 560px; }
   .scroll { overflow-x: auto; }
   table { border-collapse: collapse; width: 100%; font-size: 12.8px;
           font-variant-numeric: tabular-nums; }
@@ -36,6 +36,7 @@ _STYLE = """\
   tr:first-child th { color: var(--soft); font-weight: 600; }
   tr:last-child > * { border-bottom: none; }
   small { display: block; color: var(--soft); font-weight: 400; font-size: 12px; }
+  th small { white-space: normal; min-width: 180px; max-width: 300px; }
   .dot { display: inline-block; width: 9px; height: 9px; border-radius: 50%; margin-right: 7px; }
   .how th { color: var(--soft); font-weight: 600; width: 160px; }
   .how tr:first-child th { color: var(--soft); }

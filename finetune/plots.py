@@ -38,7 +38,7 @@ def colour(rung: str) -> str:
 def learning_curves(comparison: Comparison) -> str:
     """Training and validation AUC per epoch, a thin line a seed."""
     with house_style():
-        figure, (train, valid) = new_figure(9, 3.2, columns=2)
+        figure, (train, valid) = new_figure(9, 3.6, columns=2)
         for rung, runs in comparison.runs.items():
             for run in runs:
                 epochs = [row["epoch"] for row in run.history]
@@ -53,7 +53,8 @@ def learning_curves(comparison: Comparison) -> str:
         valid.set(title="validation AUC; ● the epoch that was kept", xlabel="epoch")
         for axes in (train, valid):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        valid.legend(frameon=False)
+        names, labels = valid.get_legend_handles_labels()
+        figure.legend(names, labels, frameon=False, ncols=6, loc="outside upper center")
         return svg(figure)
 
 
@@ -143,7 +144,7 @@ def slices_figure(comparison: Comparison) -> str:
 def calibration_figure(comparison: Comparison) -> str:
     """Observed against predicted click rate, all seeds of a rung together."""
     with house_style():
-        figure, (axes,) = new_figure(4.4, 3.6)
+        figure, (axes,) = new_figure(5.6, 3.6)
         axes.plot([0, 1], [0, 1], color="#9ca3af", lw=1, ls="--")
         highest = 0.0
         for rung, runs in comparison.runs.items():
@@ -155,7 +156,7 @@ def calibration_figure(comparison: Comparison) -> str:
         limit = min(1.0, highest * 1.08)
         axes.set(xlim=(0, limit), ylim=(0, limit), xlabel="predicted", ylabel="observed",
                  title="click rate in 15 bins of equal size")  # fmt: skip
-        axes.legend(frameon=False)
+        figure.legend(frameon=False, loc="outside right center")
         return svg(figure)
 
 

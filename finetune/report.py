@@ -192,10 +192,15 @@ def _page(
 
 def _ladder_text(comparison: Comparison) -> str:
     num_seeds = max(len(runs) for runs in comparison.runs.values())
-    return (
+    text = (
         f"Bars are 95 % intervals by drawing users again; a dot beside them is a seed "
-        f"({num_seeds} here). Every rung but “none” has the same architecture."
+        f"({num_seeds} here)."
     )
+    rungs = [parse_rung(name) for name in comparison.rungs]
+    alike = [rung.name for rung in rungs if rung.vectors != "none" and not rung.parts]
+    if len(alike) > 1:
+        text += f" The architecture of {', '.join(alike[:-1])} and {alike[-1]} is the same."
+    return text
 
 
 def _slice_text(comparison: Comparison) -> Html:

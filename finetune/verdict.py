@@ -60,7 +60,7 @@ def overfitting(comparison: Comparison) -> list[str]:
         lost = sum(max(curve) - curve[-1] for curve in curves) / len(curves)
         if all(place < len(curve) for place, curve in zip(best, curves, strict=True)):
             epoch = sum(best) / len(best)
-            fallen.append(f"{rung} {lost:.3f} after epoch {epoch:.1f}")
+            fallen.append(f"{rung} {lost:.3f} after epoch {epoch:.2g}")
     return [f"Lost from the best epoch to the last: {', '.join(fallen)}."] if fallen else []
 
 

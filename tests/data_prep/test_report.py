@@ -106,11 +106,15 @@ def test_ids_texts_and_bad_values_show_as_text(small: "SmallWorld", tmp_path: Pa
         assert shown in reader.text
 
 
+UNKNOWN = 9_876_543_200
+"""An item id whose digits stand in no fingerprint, path or time of a page."""
+
+
 def test_quarantine_is_shown_by_cause_with_ten_samples_at_most(
     small: "SmallWorld", tmp_path: Path
 ) -> None:
     for number in range(12):
-        small.add(10, 900 + number, small.interactions["timestamp"][0])
+        small.add(10, UNKNOWN + number, small.interactions["timestamp"][0])
     small.add(10, None, small.interactions["timestamp"][0])
     small.items["image"] = [b"no picture", *small.items["image"].to_pylist()[1:]]
     page = page_of(small.shard(), tmp_path / "report.html")
@@ -118,7 +122,7 @@ def test_quarantine_is_shown_by_cause_with_ten_samples_at_most(
     assert "interactions/unknown_item: 12, 10 shown" in text
     assert "interactions/null_id: 1, 1 shown" in text
     assert "pictures/not_decodable: 1, 1 shown" in text
-    assert [str(900 + n) in text for n in range(12)] == [True] * 10 + [False] * 2
+    assert [str(UNKNOWN + n) in text for n in range(12)] == [True] * 10 + [False] * 2
     content = page[page.index("pictures/not_decodable</b>: 1") :]
     assert "<th>item_id</th><th>item_row</th></tr><tr><th>105</th><td>5</td>" in content
     assert text.index("unknown_item: 12") < text.index("null_id: 1,")

@@ -195,6 +195,7 @@ def test_the_whole_ladder_stands_in_the_report(
     page = (config.out_dir / "report.html").read_text()
     assert "a content model trained first and on its own" in page
     assert "Without a modality" in page
+    assert "The architecture of scratch, raw and aligned is the same." in page
     assert "<b>position first</b>: shown in the first place" in page
     assert "<b>head</b>" in page
     again = report(ReportConfig(run_dir=config.out_dir, num_resamples=20))
