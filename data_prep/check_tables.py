@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data_prep.catalogue import typed_items, typed_users
 from data_prep.cleaning import open_log_source, typed_log
-from data_prep.engines import DuckDBEngine
+from data_prep.engines import DuckDBEngine, first_line
 from data_prep.settings import ShardConfig
 from data_prep.sources import open_source
 
@@ -24,6 +24,10 @@ def check_tables(config: ShardConfig) -> None:
         engine = DuckDBEngine(Path(folder), memory_limit=config.memory_limit, threads=1)
         try:
             _open_all(engine, config)
+        except engine.errors as error:
+            raise ValueError(
+                f"{config.name}: the raw tables cannot be read ({first_line(error)}); correct them"
+            ) from error
         finally:
             engine.close()
 

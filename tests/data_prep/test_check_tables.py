@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.columns import ImpressionColumns, UserColumns
+from data_prep.columns import ImpressionColumns, InteractionColumns, UserColumns
 from data_prep.dataset import open_dataset
 from data_prep.privacy_settings import PrivacyConfig
 from data_prep.verify import find_damage
@@ -61,3 +61,13 @@ def test_hashed_ids_may_be_of_two_types(
     small.interactions["item_id"] = [str(item) for item in small.interactions["item_id"]]
     dataset = open_dataset(small.shard(privacy=PrivacyConfig(hash_ids=["item"])))
     assert dataset.manifest.counts["events"] == 40
+
+
+def test_a_first_row_that_cannot_be_read_is_one_line(small: "SmallWorld", tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log/a.csv").write_text("user_id,item_id,timestamp\n")
+    (tmp_path / "log/b.csv").write_text("user_id,item_id,timestamp\n10,100,1735689600,7\n")
+    log = InteractionColumns(path=str(tmp_path / "log"), time_unit="s")
+    message = r"small: the raw tables cannot be read \(\S*b\.csv: .*Columns: 3 Found: 4\); correct"
+    with pytest.raises(ValueError, match=message):
+        small.shard(interactions=log)
