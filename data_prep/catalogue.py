@@ -38,9 +38,7 @@ def read_catalogue(
     """Open the items and number them; `samples` is the file for some of those set aside."""
     import ibis
 
-    source = open_source(
-        engine, columns.path, setting="items", read_as=columns.read_as(), unique=columns.item
-    )
+    source = open_source(engine, columns, setting="items", unique=columns.item)
     source = privacy.items(source, columns.item)
     ids = source.table.select(item_id=source.ids(columns.item, setting="item"))
     rows_in = count_rows(engine, ids)
@@ -100,9 +98,7 @@ def write_users(
     table = users.select("user_row", "user_id")
     source = None
     if columns is not None:
-        source = open_source(
-            engine, columns.path, setting="users", read_as=columns.read_as(), unique=columns.user
-        )
+        source = open_source(engine, columns, setting="users", unique=columns.user)
         source = privacy.users(source, columns.user)
         ids = source.ids(columns.user, setting="user")
         if ids.type() != table.user_id.type():

@@ -33,17 +33,11 @@ def check_tables(config: ShardConfig) -> None:
 
 
 def _open_all(engine: DuckDBEngine, config: ShardConfig) -> None:
-    columns = config.items
-    items = open_source(engine, columns.path, setting="items", read_as=columns.read_as())
-    facts, _ = typed_items(items, columns)
+    facts, _ = typed_items(open_source(engine, config.items, setting="items"), config.items)
     if config.users is not None:
-        path, read_as = config.users.path, config.users.read_as()
-        typed_users(open_source(engine, path, setting="users", read_as=read_as), config.users)
-    for setting, log in (
-        ("interactions", config.interactions),
-        ("impressions", config.impressions),
-    ):
-        if log is not None:
+        typed_users(open_source(engine, config.users, setting="users"), config.users)
+    for setting in ("interactions", "impressions"):
+        if (log := getattr(config, setting)) is not None:
             source = open_log_source(engine, log, setting=setting)
             # Hashed ids are of one type.
             is_hashed = "item" in config.privacy.hash_ids

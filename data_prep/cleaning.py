@@ -99,7 +99,7 @@ def open_log_source(
     engine: Engine, columns: InteractionColumns | ImpressionColumns, *, setting: str
 ) -> Source:
     """The raw table of a log."""
-    source = open_source(engine, columns.path, setting=setting, read_as=columns.read_as())
+    source = open_source(engine, columns, setting=setting)
     if source.is_text and not engine.rows(source.table.limit(1)):
         raise _no_rows(source)  # or its columns, which are text then, would be called wrong
     return source

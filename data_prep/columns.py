@@ -190,6 +190,9 @@ class ImpressionColumns:
         )
 
 
+Columns = InteractionColumns | ItemColumns | UserColumns | ImpressionColumns
+
+
 def _read_as(
     *,
     features: Mapping[str, FeatureType] = MappingProxyType({}),

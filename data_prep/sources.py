@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from data_prep.columns import ReadAs, TimeUnit
+from data_prep.columns import Columns, ReadAs, TimeUnit
 from data_prep.csv_headers import likely_separator
 from data_prep.engines import Engine, count_rows, csv_separator, first_line
 from data_prep.feature_types import feature_fits, typed_feature
@@ -216,25 +216,12 @@ def _moment_of_text(text: "ir.StringColumn") -> "ir.TimestampColumn":
 
 
 def open_source(
-    engine: Engine,
-    path: str,
-    *,
-    setting: str,
-    read_as: Mapping[str, ReadAs],
-    unique: str | None = None,
+    engine: Engine, columns: Columns, *, setting: str, unique: str | None = None
 ) -> Source:
-    """Open a raw table.
-
-    Args:
-        engine: what reads it.
-        path: its files.
-        setting: key of the settings that names it.
-        read_as: what columns of a format without types are taken for, whatever they look like.
-        unique: a column of ids whose repeated values are refused.
-    """
-    raw = find_files(path, setting=setting)
+    """Open a raw table; with `unique`, refuse repeated values in that column of ids."""
+    raw = find_files(columns.path, setting=setting)
     try:
-        given = _typed(engine, raw, read_as)
+        given = _typed(engine, raw, columns.read_as())
     except engine.errors as error:
         raise ValueError(
             f"{raw.shown}: cannot be read as {raw.kind} ({_why(error, raw)}); correct the file or "

@@ -6,9 +6,10 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow.parquet as pq
 import pytest
 
-from data_prep.columns import UserColumns
+from data_prep.columns import ItemColumns, UserColumns
 from data_prep.dataset import open_dataset
 from data_prep.sources import ROWS_SNIFFED
 
@@ -80,3 +81,54 @@ def test_half_a_star_behind_whole_ones_is_not_rounded(small: "SmallWorld", tmp_p
     events = dataset.events()
     new = events.times == second * 1000
     assert sorted(events.labels[new].tolist()) == [0, 1]
+
+
+def test_a_word_among_the_numbers_of_a_csv_is_set_aside(
+    small: "SmallWorld", tmp_path: Path
+) -> None:
+    rows = "".join(
+        f"{10 * (i % 4 + 1)},{100 + i % 6},{1735689600 + i * 21600}\n" for i in range(40)
+    )
+    lines = "user_id,item_id,timestamp\n" + rows * 600  # the types are guessed from 20,480 rows
+    (tmp_path / "log.csv").write_text(lines + "ten,100,1735689600\n10,100,noon\n")
+    columns = dataclasses.replace(small.config().interactions, path=str(tmp_path / "log.csv"))
+    dataset = open_dataset(small.shard(interactions=columns))
+    assert dataset.manifest.counts["events"] == 40
+    assert dataset.manifest.quarantine == {"interactions/not_a_time": 1, "interactions/null_id": 1}
+
+
+@pytest.mark.parametrize(("share", "is_refused"), [(1.1, True), (0.01, False)])
+def test_ids_of_text_behind_ids_of_integers_are_an_error(
+    small: "SmallWorld", tmp_path: Path, share: float, is_refused: bool
+) -> None:
+    numbers = range(100, 100 + ROWS_SNIFFED)
+    words = [f"B{number}X" for number in range(int(ROWS_SNIFFED * share))]
+    rows = "".join(f"{item},a title\n" for item in [*numbers, *words])
+    (tmp_path / "items.csv").write_text("item_id,title\n" + rows)
+    items = ItemColumns(path=str(tmp_path / "items.csv"), texts=["title"])
+    if is_refused:
+        message = r"items\.csv: column 'item_id': 22,528 of 43,008 values \(such as B0X, B10000X, "
+        with pytest.raises(ValueError, match=message):
+            small.shard(items=items)
+        return
+    folder = small.shard(items=items, items_per_shard=1 << 20)
+    assert open_dataset(folder).manifest.quarantine == {"items/null_id": 204}
+    samples = pq.read_table(folder / "quarantine/items.parquet").to_pylist()
+    assert samples[0] == {"cause": "null_id", "item_id": "B0X", "text_title": "a title"}
+
+
+def test_user_ids_of_text_behind_ids_of_integers_are_an_error(
+    small: "SmallWorld", tmp_path: Path
+) -> None:
+    rows = [f"{10 + i % 4},{100 + i % 6},{1_735_689_600 + i * 60}\n" for i in range(ROWS_SNIFFED)]
+    text = "".join([*rows, *(f"u{row}" for row in rows), "u1,100,1\n"])
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\n" + text)
+    log = dataclasses.replace(small.config().interactions, path=str(tmp_path / "log.csv"))
+    with pytest.raises(ValueError, match=r"'user_id': 20,481 of 40,961 values \(such as u1, u10, "):
+        small.shard(interactions=log)
+    numbers, words = range(ROWS_SNIFFED), [f"u{user}" for user in range(ROWS_SNIFFED + 1)]
+    ids = "\n".join(map(str, [*numbers, *words]))
+    (tmp_path / "users.csv").write_text(f"user_id\n{ids}\n")
+    users = UserColumns(path=str(tmp_path / "users.csv"))
+    with pytest.raises(ValueError, match=r"users\.csv: column 'user_id': 20,481 of 40,961 values"):
+        small.shard(users=users, dataset_dir=str(tmp_path / "second"))
